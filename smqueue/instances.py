@@ -1,0 +1,291 @@
+"""The module instances of one executor: which module a state or a signal belongs to, and its encoded form."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, NamedTuple, TypeVar, cast
+
+from smqueue.definitions import Handler
+from smqueue.errors import (
+    AmbiguousModule,
+    DefinitionError,
+    DuplicateModule,
+    InvalidInput,
+    InvalidPayload,
+    InvalidState,
+    NewerRecord,
+    NotRegistered,
+    TooLarge,
+    UndecodableRecord,
+    UnknownModule,
+    UnknownSignal,
+)
+from smqueue.keys import digest, encode
+from smqueue.modules import Module, StateType
+from smqueue.records import Field, Placed, compact
+from smqueue.schemas import ValidationProblem, canonical
+from smqueue.states import MAX_OPERATION_ID_BYTES, Context, State, StateMachine, check_name
+from smqueue.triggers import Signal
+
+PAYLOAD_LIMIT = 64 * 1024
+T = TypeVar("T")
+
+
+class Told(NamedTuple):
+    """A signal, validated and encoded."""
+
+    operation_id: str
+    module: str
+    signal: str
+    payload: str
+
+
+@dataclass
+class Instance:
+    """One module under one id."""
+
+    id: str
+    source: Module[Any] | str
+    context_source: Any
+    where: str
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._context: tuple[Any] | None = None
+
+    @property
+    def module(self) -> Module[Any]:
+        """The module, imported now if it was given by name."""
+        if isinstance(self.source, str):
+            self.source = load_object(self.source, Module)
+        self.source.resolve()
+        return self.source
+
+    @property
+    def context(self) -> Any:
+        """The module's context; a function given for it is called once per process, at first use and so after a fork."""
+        with self._lock:
+            if self._context is None:
+                made = self.context_source
+                self._context = (made() if callable(made) else made,)
+            return self._context[0]
+
+
+def load_object(name: str, kind: type[T]) -> T:
+    """Import ``package.module:attribute``.
+
+    Raises:
+        DefinitionError: It cannot be imported, or is something else.
+    """
+    path, _, attribute = name.partition(":")
+    try:
+        found: Any = importlib.import_module(path)
+        for part in attribute.split(".") if attribute else ():
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise DefinitionError(f"cannot load {name}: {error}", path) from error
+    if not isinstance(found, kind):
+        raise DefinitionError(f"{name} is a {type(found).__name__}, not a {kind.__name__}", path)
+    return found
+
+
+class Instances:
+    """All module instances of an executor."""
+
+    def __init__(self, global_context: Callable[[str, str], Any] | None = None, shards: int = 1) -> None:
+        self._by_id: dict[str, Instance] = {}
+        self._global_context = global_context
+        self.limit = PAYLOAD_LIMIT
+        self.shards = shards
+        self.time_limit: Callable[[str, float], AbstractContextManager[None]] = lambda _what, _seconds: nullcontext()
+        """What bounds the run of a handler; a worker sets it."""
+
+    def register(self, instance: Instance) -> None:
+        """Raises DuplicateModule when the id is taken."""
+        if (first := self._by_id.get(instance.id)) is not None:
+            raise DuplicateModule(instance.id, first.where, instance.where)
+        self._by_id[instance.id] = instance
+
+    def ids(self) -> Sequence[str]:
+        """The ids of all registered modules."""
+        return list(self._by_id)
+
+    def __contains__(self, module_id: str) -> bool:
+        return module_id in self._by_id
+
+    def get(self, module_id: str) -> Instance:
+        """Raises UnknownModule."""
+        if (found := self._by_id.get(module_id)) is None:
+            raise UnknownModule(module_id, ", ".join(self._by_id) or "none")
+        return found
+
+    # --- states --------------------------------------------------------------------------------------------------
+
+    def module_of(self, machine: StateMachine) -> Instance:
+        """The instance that a machine belongs to, by its ``module`` or its state's class.
+
+        Raises:
+            UnknownModule, AmbiguousModule, NotRegistered: See there.
+        """
+        if machine.module is not None:
+            return self.get(machine.module)
+        cls = type(machine.state)
+        owners = [i for i in self._by_id.values() if any(t.cls is cls for t in i.module.types.values())]
+        if not owners:
+            raise NotRegistered(cls.__qualname__)
+        if len(owners) > 1:
+            raise AmbiguousModule(cls.__qualname__, ", ".join(i.id for i in owners))
+        return owners[0]
+
+    def place(self, machine: StateMachine) -> Placed:
+        """Encode a machine's state, checked against its schema.
+
+        Raises:
+            UnknownModule, AmbiguousModule, NotRegistered: No, or no single, module for it.
+            InvalidState: A field does not fit.
+            TooLarge: Its encoded form is over the limit.
+        """
+        if not isinstance(machine, StateMachine):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput("machines", f"expected StateMachine, got {type(machine).__name__}")
+        instance = self.module_of(machine)
+        return self.place_state(machine.operation_id, instance, machine.state)
+
+    def place_state(self, op: str, instance: Instance, state: State) -> Placed:
+        """As ``place``, for a module that is known already."""
+        state_type = instance.module.type_of(state)
+        try:
+            data = state_type.codec.check(state)
+        except ValidationProblem as problem:
+            raise InvalidState(f"{state_type.name}.{problem.field}", problem.problem) from None
+        spelled = canonical(data)
+        if (size := len(spelled.encode())) > self.limit:
+            raise TooLarge(f"state {state_type.name}", size, self.limit)
+        prefix = f"{encode(instance.id)} {encode(state_type.name)} "
+        older = tuple(prefix + canonical(form) for form in _without_new_fields(state_type, data))
+        field = prefix + spelled
+        return Placed(op, instance.id, state_type, state, field, digest(op, field), older)
+
+    def load(self, op: str, field: str, version: int) -> tuple[Instance, Placed]:
+        """Decode a stored record, migrated to this code's version.
+
+        Raises:
+            UnknownModule: Its module is not registered here.
+            NewerRecord: Newer code wrote it.
+            UndecodableRecord: It is garbage, or does not fit its schema.
+        """
+        try:
+            parsed = Field.parse(field)
+        except ValueError as error:
+            raise UndecodableRecord(str(error)) from None
+        instance = self.get(parsed.module)
+        module = instance.module
+        if version > module.version:
+            raise NewerRecord(parsed.module, version, module.version)
+        if (state_type := module.types.get(parsed.type)) is None:
+            raise UndecodableRecord(f"module {parsed.module} has no state {parsed.type}")
+        try:
+            state = module.load(parsed.type, version, loads(parsed.state))
+        except ValidationProblem as problem:
+            raise UndecodableRecord(f"{parsed.type}.{problem.field}: {problem.problem}") from None
+        except Exception as error:  # a migration is the user's code
+            raise UndecodableRecord(f"{parsed.type}: {type(error).__name__}: {error}") from None
+        return instance, Placed(op, parsed.module, state_type, state, field, digest(op, field))
+
+    # --- handlers ------------------------------------------------------------------------------------------------
+
+    def global_context(self, module_id: str, op: str) -> Any:
+        """What the builder's function gives for a module and an operation."""
+        return self._global_context(module_id, op) if self._global_context else None
+
+    def handlers(self, placed: Placed) -> Mapping[str, Handler]:
+        """The handlers that race in a state, by name, in declaration order."""
+        instance = self.get(placed.module)
+        glob = self.global_context(placed.module, placed.op)
+        return {h.name: h for h in instance.module.handlers(placed.state, instance.context, glob)}
+
+    def apply(
+        self, handler: Handler, tx: Transaction, placed: Placed, outcome: Any, context: Context[Any, Any]
+    ) -> State | None:
+        """Run a handler within its module's time limit."""
+        with self.time_limit(f"handler {handler.name}", placed.type.module.handler_timeout.total_seconds()):
+            return handler.apply(tx, placed.state, outcome, context)
+
+    def context(self, placed: Placed, machine: str, attempt: str) -> Context[Any, Any]:
+        """What a handler's or a trigger's fourth parameter gets."""
+        instance = self.get(placed.module)
+        glob = self.global_context(placed.module, placed.op)
+        return Context(instance.context, glob, placed.op, machine, attempt)
+
+    # --- signals -------------------------------------------------------------------------------------------------
+
+    def signal(self, op: str, signal: Signal[Any] | str, payload: Any, module_id: str | None) -> Told:
+        """Find the module that a signal is for, and encode its payload.
+
+        Raises:
+            UnknownModule, UnknownSignal, AmbiguousModule: No, or no single, module declares it.
+            InvalidPayload: A field does not fit; nothing of it was sent.
+            TooLarge: Its encoded form is over the limit.
+        """
+        check_name("operation_id", op, MAX_OPERATION_ID_BYTES)
+        instance, declared = self._receiver(signal, module_id)
+        codec = declared.codec
+        try:
+            # A name takes what is JSON-ready; a Signal takes its own type. A value of that type is welcome by name too.
+            given_as_data = isinstance(signal, str) and not _is_value(codec, payload)
+            data = codec.dump(codec.load(payload)) if given_as_data else codec.check(payload)
+        except ValidationProblem as problem:
+            raise InvalidPayload(f"{declared.name}.{problem.field}".rstrip("."), problem.problem) from None
+        spelled = compact(data)
+        if (size := len(spelled.encode())) > self.limit:
+            raise TooLarge(f"payload of {declared.name}", size, self.limit)
+        return Told(op, instance.id, declared.name, spelled)
+
+    def _receiver(self, signal: Signal[Any] | str, module_id: str | None) -> tuple[Instance, Signal[Any]]:
+        name = signal if isinstance(signal, str) else signal.name
+        instances = [self.get(module_id)] if module_id is not None else list(self._by_id.values())
+
+        def owns(instance: Instance) -> bool:
+            found = instance.module.signals.get(name)
+            return found is not None and (isinstance(signal, str) or found is signal)
+
+        owners = [instance for instance in instances if owns(instance)]
+        if not owners:
+            known = sorted({s for instance in instances for s in instance.module.signals})
+            raise UnknownSignal(name, module_id or " or ".join(self._by_id) or "at all", ", ".join(known) or "none")
+        if len(owners) > 1:
+            raise AmbiguousModule(f"signal {name}", ", ".join(i.id for i in owners))
+        return owners[0], owners[0].module.signals[name]
+
+
+def loads(text: str) -> Any:
+    """Strict JSON: no NaN, no duplicate or lone surrogate surprises later on."""
+    import json
+
+    return json.loads(text)
+
+
+def _is_value(codec: Any, payload: Any) -> bool:
+    """Whether a payload is an instance of what the signal carries, rather than JSON-ready data."""
+    return payload is not None and not isinstance(payload, str | int | float | bool | list | dict)
+
+
+def _without_new_fields(state_type: StateType, data: Any) -> list[dict[str, Any]]:
+    """The forms in which code without its last defaulted fields stored the same state, newest first."""
+    if not isinstance(data, dict):
+        return []
+    form, found = dict(cast("dict[str, Any]", data)), list[dict[str, Any]]()
+    for one in reversed(fields(cast("Any", state_type.cls))):
+        if one.name not in form:
+            continue
+        if one.default is MISSING and one.default_factory is MISSING:
+            break
+        default = one.default if one.default is not MISSING else cast("Callable[[], Any]", one.default_factory)()
+        if getattr(state_type.codec.load(data), one.name) != default:
+            break
+        del form[one.name]
+        found.append(dict(form))
+    return found

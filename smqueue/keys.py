@@ -1,0 +1,163 @@
+"""Every key of a namespace: its name, its type and what it holds.
+
+All keys of one shard share the hash tag ``{namespace.shard}``, so that a shard is one slot of a cluster. Ids are
+percent-encoded into keys: no id can break out of its key or tag. Times in records are µs since the epoch, scores of
+schedules are ms, both by Redis's clock.
+
+==============================  =======  ===============================================================================
+``active:<op>``                 hash     ``module type state`` → ``[machine, step, entered µs, version, made, lone]``
+``inactive:<op>``               hash     the same field → JSON object: the above, exited, visits, who won and by how much
+``history:<op>``                list     one JSON entry a step, in commit order; its index is the operation's sequence
+``machine:<record>``            string   ``[guard, arming, op, field, {trigger: what it waits for}]``; the guard is the id of
+                                         the last commit. Written by EXEC only, and what a commit watches
+``race:<record>``               hash     what the race has brought so far: outcome, claims, attempts, errors. Absent while
+                                         a machine just waits
+``schedule``                    zset     ``<record>:<arming>`` the race, ``…:<trigger>`` code to run, ``~…`` other work → due
+``hosted``                      zset     the same for coroutines and channels, which live on a worker's event loop
+``waiting:<op>:<mod>:<signal>`` zset     ``<record>:<arming>:<trigger>`` → since when it waits, µs: longest first
+``inbox:<op>:<mod>:<signal>``   list     early signals, oldest first: JSON with id, time, payload
+``seen:<op>``                   zset     ids of signals → when, ms; bounded
+``marker:<attempt>``            string   what a commit without a record answered, for a caller who lost the reply
+``control:<op>`` and            string   ``paused`` or ``cancelling …``
+``control:module:<mod>[:<type>]``
+``held:<control>``              set      entries that fell due while that control was set
+``quarantine``                  hash     record → JSON: why, since when
+``watchers:<op>``               set      entries that want to look again after each commit of that operation
+``operations``                  zset     operations with active machines → since when, ms
+``finished``                    zset     operations without one → when it ended, ms (only modules with ``keep``)
+``children:<op>``               set      operations that its transitions have started
+``requests``                    list     what is still to be done outside of a commit: tasks to send, signals to pass on,
+                                         calls of clients
+``reply:<id>``                  list     the answer to a client's call
+``updates``                     stream   the last updates of all operations, bounded
+``hint``                        string   set while a transition hint is under way
+``watched``                     string   set while Flower or another consumer of Celery's events looks on
+``meta``                        hash     number of shards, format
+``data:<mod>:<key>``            any      what handlers write
+==============================  =======  ===============================================================================
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import urlsafe_b64encode
+from hashlib import blake2b
+from secrets import token_bytes
+from urllib.parse import quote, unquote
+
+HOSTED_KINDS = frozenset({"wait", "channel"})
+
+
+def encode(identifier: str) -> str:
+    """An id as part of a key: everything but letters, digits and ``_.-~`` percent-encoded."""
+    return quote(identifier, safe="")
+
+
+def decode(part: str) -> str:
+    """The id that ``encode`` was given."""
+    return unquote(part)
+
+
+def new_id() -> str:
+    """16 characters, 96 random bits: ids of commits, machines and attempts."""
+    return urlsafe_b64encode(token_bytes(12)).decode()
+
+
+def digest(operation_id: str, field: str) -> str:
+    """The id of a record: 22 characters, 128 bits, of operation, module and canonical state."""
+    raw = blake2b(f"{encode(operation_id)}\n{field}".encode(), digest_size=16).digest()
+    return urlsafe_b64encode(raw).decode()[:22]
+
+
+def shard_of(operation_id: str, shards: int) -> int:
+    """The shard that an operation lives in: CRC16 of its id, as a cluster computes slots."""
+    return binascii.crc_hqx(operation_id.encode(), 0) % shards if shards > 1 else 0
+
+
+class Keys:
+    """The keys of one shard of a namespace."""
+
+    def __init__(self, namespace: str, shard: int = 0) -> None:
+        self.namespace, self.shard = namespace, shard
+        self.tag = "{" + encode(namespace) + f".{shard}}}"
+        p = self.prefix = self.tag + ":"
+        self.schedule, self.hosted, self.operations = p + "schedule", p + "hosted", p + "operations"
+        self.requests, self.updates, self.hint, self.watched = p + "requests", p + "updates", p + "hint", p + "watched"
+        self.quarantine, self.finished, self.meta, self.wake = p + "quarantine", p + "finished", p + "meta", p + "wake"
+        self.machine_prefix, self.race_prefix, self.active_prefix = p + "machine:", p + "race:", p + "active:"
+
+    def active(self, op: str) -> str:
+        """Hash of the operation's active records."""
+        return self.active_prefix + encode(op)
+
+    def inactive(self, op: str) -> str:
+        """Hash of the operation's inactive records."""
+        return f"{self.prefix}inactive:{encode(op)}"
+
+    def history(self, op: str) -> str:
+        """List of the operation's steps."""
+        return f"{self.prefix}history:{encode(op)}"
+
+    def bell(self, op: str) -> str:
+        """Pub/sub channel: rings when the history has grown. A doorbell, not a message."""
+        return f"{self.prefix}bell:{encode(op)}"
+
+    def machine(self, record: str) -> str:
+        """String: guard, arming and armed triggers of a record."""
+        return self.machine_prefix + record
+
+    def race(self, record: str) -> str:
+        """Hash: what the race of a record has brought so far."""
+        return self.race_prefix + record
+
+    def waiting(self, op: str, module: str, signal: str) -> str:
+        """Zset of those that wait for a signal."""
+        return f"{self.prefix}waiting:{encode(op)}:{encode(module)}:{encode(signal)}"
+
+    def inbox(self, op: str, module: str, signal: str) -> str:
+        """List of signals that nobody waited for."""
+        return f"{self.prefix}inbox:{encode(op)}:{encode(module)}:{encode(signal)}"
+
+    def seen(self, op: str) -> str:
+        """Zset of the ids of signals."""
+        return f"{self.prefix}seen:{encode(op)}"
+
+    def marker(self, attempt: str) -> str:
+        """String: the answer of a commit without a record."""
+        return f"{self.prefix}marker:{encode(attempt)}"
+
+    def reply(self, request: str) -> str:
+        """List: the answer to a client's call."""
+        return f"{self.prefix}reply:{encode(request)}"
+
+    def control(self, op: str) -> str:
+        """String: the operation is paused or being cancelled."""
+        return f"{self.prefix}control:{encode(op)}"
+
+    def control_module(self, module: str, type_name: str | None = None) -> str:
+        """String: the module, or one state type of it, is paused.
+
+        An operation cannot have this key by its id: its colon would be encoded.
+        """
+        return f"{self.prefix}control:module:{encode(module)}" + (f":{encode(type_name)}" if type_name else "")
+
+    def held(self, control: str) -> str:
+        """Set of entries that fell due while ``control`` (a key) was set."""
+        return f"{self.prefix}held:{control.removeprefix(self.prefix)}"
+
+    def watchers(self, op: str) -> str:
+        """Set of entries that want to look after each commit of the operation."""
+        return f"{self.prefix}watchers:{encode(op)}"
+
+    def children(self, op: str) -> str:
+        """Set of operations that its transitions have started."""
+        return f"{self.prefix}children:{encode(op)}"
+
+    def data(self, module: str, key: str) -> str:
+        """A handler's key."""
+        return f"{self.prefix}data:{encode(module)}:{encode(key)}"
+
+
+def schedule_of(keys: Keys, kind: str) -> str:
+    """The zset that holds the entries of triggers of that kind."""
+    return keys.hosted if kind in HOSTED_KINDS else keys.schedule

@@ -1,0 +1,83 @@
+"""Renewing the leases of what this process works on, in batches, while it lives."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from smqueue.drivers.blocking import Blocking
+from smqueue.errors import SmqueueError
+from smqueue.keys import Keys
+from smqueue.protocols import runs
+from smqueue.protocols.claim import LEASE_MS
+
+RENEW_S = LEASE_MS / 3000
+BATCH = 500
+log = logging.getLogger("smqueue.leases")
+
+
+class Lease(NamedTuple):
+    """One entry held by this process; the token is '' for a race."""
+
+    keys: Keys
+    schedule: str
+    entry: str
+    token: str
+
+
+class Leases:
+    """What this process holds. The thread that renews is started with the first lease, and so after any fork."""
+
+    def __init__(self, driver: Blocking) -> None:
+        self._driver = driver
+        self._lock = threading.Lock()
+        self._held: dict[Lease, float] = {}
+        self._pid = 0
+
+    @contextmanager
+    def hold(self, leases: Iterable[Lease], limit_s: float) -> Generator[None]:
+        """Renew these while the block runs, at most for ``limit_s``: work that never ends is not held for ever."""
+        held = list(leases)
+        until = time.monotonic() + limit_s
+        with self._lock:
+            self._start()
+            self._held.update(dict.fromkeys(held, until))
+        try:
+            yield
+        finally:
+            self.release(held)
+
+    def release(self, leases: Iterable[Lease]) -> None:
+        """Renew these no longer."""
+        with self._lock:
+            for lease in leases:
+                self._held.pop(lease, None)
+
+    def _start(self) -> None:
+        if self._pid != os.getpid():
+            self._pid, self._held = os.getpid(), {}
+            threading.Thread(target=self._renew, name="smqueue-leases", daemon=True).start()
+
+    def _renew(self) -> None:
+        while True:
+            time.sleep(RENEW_S)
+            now = time.monotonic()
+            with self._lock:
+                self._held = {lease: until for lease, until in self._held.items() if until > now}
+                held = list(self._held)
+            groups: dict[tuple[str, str], list[Lease]] = {}
+            for lease in held:
+                groups.setdefault((lease.keys.prefix, lease.schedule), []).append(lease)
+            for leases in groups.values():
+                for at in range(0, len(leases), BATCH):
+                    part = leases[at : at + BATCH]
+                    pairs = [(lease.entry, lease.token) for lease in part]
+                    try:
+                        self._driver.run(runs.renew(part[0].keys, part[0].schedule, pairs))
+                    except SmqueueError as error:  # the next round tries again, or the lease runs out
+                        log.debug("leases not renewed: %s", error)

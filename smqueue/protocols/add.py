@@ -1,0 +1,39 @@
+"""Adding machines: a transaction that does nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from smqueue.instances import Instances
+from smqueue.keys import Keys
+from smqueue.protocols.autocommit import Done, autocommit
+from smqueue.roundtrip import Steps
+from smqueue.states import StateMachine
+from smqueue.transaction import Transaction
+
+
+def add(
+    keys: Keys, instances: Instances, machines: Sequence[StateMachine], commit_id: str, exist_ok: bool = False
+) -> Steps[Done[list[str]]]:
+    """Start machines, all or none; 2 round trips.
+
+    A state ever seen in its operation is a duplicate, unless this very commit made it.
+
+    Returns:
+        The ids of the machines, in the order given; with ``exist_ok`` of those that were there already, too.
+
+    Raises:
+        UnknownModule, StateAlreadyExists, StateAlreadyTerminal, InvalidState: For the first that cannot be added;
+            nothing was written.
+        CommitFailed: After 100 conflicts.
+    """
+    existing: dict[str, str] = {}
+
+    def run(tx: Transaction) -> list[str]:
+        placed = tx.fresh(machines, existing if exist_ok else None)
+        tx.spawned = [one for one in placed if one.record not in existing]
+        return [one.record for one in placed]
+
+    done = yield from autocommit(keys, instances, None, run, commit_id)
+    made = {one.placed.record: one.active.machine for one in done.machines}
+    return done._replace(value=[made.get(record) or existing[record] for record in done.value])

@@ -1,0 +1,233 @@
+"""The commands that make a state active and arm its triggers, end it, or keep it waiting. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from random import randrange
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smqueue.handlers import Handler
+from smqueue.keys import Keys, schedule_of
+from smqueue.records import Active, Armed, Item, Machine, Placed, Wait, compact, deadline_ms, kind_of
+from smqueue.roundtrip import Command
+from smqueue.trigger_types import Deadline, Finished, Reached, Signal
+
+if TYPE_CHECKING:
+    from smqueue.protocols.claim import Claimed
+
+PARK_MS = 3_600_000
+"""What waits for ever is looked at again after about this long."""
+UPDATES_KEPT = 10_000
+HINT_MS = 1_000
+"""Life of the flag that says a transition hint is under way: what a lost hint costs at most."""
+
+
+def parked(now_us: int) -> int:
+    """A score about an hour ahead, ms, spread so that those parked together do not come back together."""
+    return now_us // 1000 + PARK_MS + randrange(PARK_MS // 10)
+
+
+class Plan(NamedTuple):
+    """Commands of one commit, and whether they leave something due at once."""
+
+    commands: list[Command]
+    due: bool
+
+
+def wait_of(handler: Handler, state: Any, now_us: int) -> Wait:
+    """What an armed trigger waits for, as it is stored."""
+    trigger: Any = handler.trigger
+    match trigger:
+        case Signal():
+            return str(trigger.name)
+        case Deadline():
+            return -(-trigger.due_us(state, now_us) // 1000)  # up to the next ms: none fires early
+        case Reached() | Finished():
+            return [trigger.kind, trigger.operation_for(state)]
+        case _:
+            return [trigger.kind]
+
+
+def arm(
+    keys: Keys,
+    machine: Machine,
+    active: Active,
+    now_us: int,
+    head: Callable[[str], Item | None],
+    again: str | None = None,
+) -> Plan:
+    """Arm the triggers of a state: what is ready, in declaration order, is the outcome; the rest waits.
+
+    Args:
+        keys: Of the operation's shard.
+        machine: The record with what it is armed with; ``machine.guard`` is the commit that this is part of.
+        active: Its active value; it has waited since ``active.at_us``.
+        now_us: Redis's clock.
+        head: Signal name → the first buffered signal that this machine may take.
+        again: After ``None``: the name of the trigger that was consumed and is awaited anew.
+    """
+    record, race = machine.record, keys.race(machine.record)
+    op, module = machine.op, machine.field.partition(" ")[0]
+    now_ms = now_us // 1000
+    won: tuple[str, str] | None = None
+    commands: list[Command] = []
+    due_at: dict[str, int] = {}
+    deadline = deadline_ms(machine.armed)
+    code = False
+    for name, wait in machine.armed.items():
+        entry, kind = f"{machine.entry}:{name}", kind_of(wait)
+        match wait:
+            case str() if won is None and (item := head(wait)) is not None:
+                commands.append(("LREM", _inbox(keys, op, module, wait), 1, item.raw))
+                won = (name, item.payload)
+            case int() if won is None and wait <= now_ms:
+                won = (name, "null")
+            case list() if won is None and kind == "now":
+                won = (name, "null")
+            case str():
+                commands.append(("ZADD", _waiting(keys, op, module, wait), active.at_us, entry))
+            case list() if kind != "now":
+                due_at[name] = now_ms
+            case _:
+                pass
+    if won is None:
+        for name, at in due_at.items():
+            code = True
+            # After ``None`` the others keep their place in the schedule: a poll its rhythm, a running call its lease.
+            nx = () if again is None else ("NX",)
+            commands.append(
+                ("ZADD", schedule_of(keys, kind_of(machine.armed[name])), *nx, at, f"{machine.entry}:{name}")
+            )
+    else:
+        commands.append(("HSET", race, "won", won[0], "value", won[1], "at", now_ms))
+    score = now_ms if won else min(deadline or parked(now_us), parked(now_us))
+    commands += [("SET", keys.machine(record), machine.dump()), ("ZADD", keys.schedule, score, machine.entry)]
+    return Plan(commands, due=won is not None or code)
+
+
+def enter(
+    keys: Keys, to: Placed, handlers: Mapping[str, Handler], active: Active, commit_id: str, now_us: int,
+    head: Callable[[str], Item | None],
+) -> Plan:  # fmt: skip
+    """Make a state active and arm it; the arming's id is the commit's."""
+    armed: Armed = {name: wait_of(handler, to.state, now_us) for name, handler in handlers.items()}
+    machine = Machine(commit_id, commit_id, to.op, to.field, armed)
+    plan = arm(keys, machine, active, now_us, head)
+    field = ("HSET", keys.active(to.op), to.field, active.dump())
+    member = ("ZADD", keys.operations, "NX", now_us // 1000, to.op)
+    return Plan([("DEL", keys.race(to.record)), *plan.commands, field, member], plan.due)
+
+
+def leave(keys: Keys, machine: Machine) -> list[Command]:
+    """End a record's active life: all that was armed goes with it."""
+    op, module, record = machine.op, machine.field.partition(" ")[0], machine.record
+    entries: dict[str, list[str]] = {keys.schedule: [machine.entry]}
+    commands: list[Command] = [("HDEL", keys.active(op), machine.field)]
+    for name, wait in machine.armed.items():
+        entry = f"{machine.entry}:{name}"
+        match wait:
+            case str():
+                commands.append(("ZREM", _waiting(keys, op, module, wait), entry))
+            case list():
+                entries.setdefault(schedule_of(keys, wait[0]), []).append(entry)
+                if wait[0] in {"reached", "finished"}:
+                    commands.append(("SREM", keys.watchers(wait[1]), entry))
+            case _:
+                pass
+    commands += [("ZREM", schedule, *gone) for schedule, gone in entries.items()]
+    return [*commands, ("DEL", keys.machine(record), keys.race(record))]
+
+
+def keep(
+    keys: Keys, it: Claimed, commit_id: str, now_us: int, head: Callable[[str], Item | None], repoll_ms: int | None
+) -> Plan | None:
+    """The handler said ``None``: the outcome is consumed, what is left stays armed, deadlines where they were.
+
+    Returns:
+        ``None`` when nothing would be left to wait for.
+    """
+    name, machine = it.won, it.machine
+    kind = kind_of(machine.armed[name])
+    armed = {n: w for n, w in machine.armed.items() if n != name or kind in {"signal", "channel", "poll"}}
+    if not armed:
+        return None
+    race = keys.race(machine.record)
+    commands: list[Command] = [("HDEL", race, "won", "value", "at", "claims", "attempts", "error")]
+    entry = f"{machine.entry}:{name}"
+    if name not in armed:
+        if kind not in {"now", "deadline"}:
+            commands.append(("ZREM", schedule_of(keys, kind), entry))
+    elif kind == "poll":
+        commands.append(("ZADD", keys.schedule, now_us // 1000 + (repoll_ms or 0), entry))
+    kept = machine._replace(guard=commit_id, armed=armed)
+    plan = arm(keys, kept, it.active, now_us, head, again=name)
+    return Plan([*commands, *plan.commands], plan.due)
+
+
+def note(keys: Keys, op: str, *entries: Mapping[str, Any], told: int = 0) -> list[Command]:
+    """Append steps to the history of an operation, ring its bell and tell those who follow all operations.
+
+    Args:
+        keys: Of the shard.
+        op: The operation.
+        entries: Its new steps.
+        told: How many of them, from the first, were told when they happened, and are only written now.
+    """
+    lines = [compact(entry) for entry in entries]
+    news: list[Command] = [
+        ("XADD", keys.updates, "MAXLEN", "~", UPDATES_KEPT, "*", "op", op, "entry", line) for line in lines[told:]
+    ]
+    return [("RPUSH", keys.history(op), *lines), *news, ("PUBLISH", keys.bell(op), "")]
+
+
+def step_entry(
+    active: Active, field: str, at_us: int, commit_id: str, terminal: bool = False, **more: Any
+) -> dict[str, Any]:
+    """One entry of a history: a machine has entered a state."""
+    entry: dict[str, Any] = {
+        "machine": active.machine,
+        "step": active.step,
+        "to": field,
+        "at": at_us,
+        "commit": commit_id,
+    }
+    return {**entry, "version": active.version, **({"terminal": True} if terminal else {}), **more}
+
+
+def first_entry(field: str, active: Active) -> dict[str, Any]:
+    """The entry of a machine's adding, as it would have been written then."""
+    return step_entry(active, field, active.at_us, active.made)
+
+
+def ring(keys: Keys, watchers: Any, now_us: int) -> list[Command]:
+    """Those who wait for something in this operation look again."""
+    entries = [raw.decode() for raw in watchers]
+    return [("ZADD", keys.schedule, now_us // 1000, entry) for entry in entries]
+
+
+def hint(keys: Keys) -> Command:
+    """Say that something is due: the reply is OK for the one who is to send the hint."""
+    return ("SET", keys.hint, "1", "NX", "PX", HINT_MS)
+
+
+def settle(keys: Keys, op: str, now_us: int, finished: bool) -> Command:
+    """After the last machine has left, the operation is no longer one with active machines; decided within the EXEC.
+
+    EVAL with its text, not EVALSHA: after a restart that would fail alone, with its neighbours applied.
+    """
+    body = "if redis.call('EXISTS',KEYS[1])==0 then redis.call('ZREM',KEYS[2],ARGV[1])"
+    body += " if ARGV[3]=='1' then redis.call('ZADD',KEYS[3],ARGV[2],ARGV[1]) end end return 1"
+    args = (op, now_us // 1000, int(finished))
+    return ("EVAL", body, 3, keys.active(op), keys.operations, keys.finished, *args)
+
+
+def _inbox(keys: Keys, op: str, module: str, signal: str) -> str:
+    from smqueue.keys import decode
+
+    return keys.inbox(op, decode(module), signal)
+
+
+def _waiting(keys: Keys, op: str, module: str, signal: str) -> str:
+    from smqueue.keys import decode
+
+    return keys.waiting(op, decode(module), signal)

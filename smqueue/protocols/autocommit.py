@@ -1,0 +1,90 @@
+"""A function in a transaction of its own: ``autocommit``, and the adding of machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from smqueue.errors import CommitFailed
+from smqueue.instances import Instances
+from smqueue.keys import Keys
+from smqueue.protocols.decide import Look, decide
+from smqueue.protocols.spawn import Spawned, start, tail, unbegun
+from smqueue.records import Active, Placed
+from smqueue.roundtrip import LostReply, Steps, back_off, commit, read
+from smqueue.standing import parse_inactive, watched
+from smqueue.transaction import Transaction
+
+T = TypeVar("T")
+MARKER_S = 60
+"""How long a commit without a record can be recognised by the one who lost its reply."""
+
+
+class Done(NamedTuple, Generic[T]):
+    """A committed function."""
+
+    value: T
+    machines: list[Spawned]
+    requests: list[bytes]
+    hint: bool
+    """Whether the caller is to send a transition hint."""
+    watched: bool
+
+
+def autocommit(
+    keys: Keys,
+    instances: Instances,
+    module: str | None,
+    fn: Callable[[Transaction], T],
+    commit_id: str,
+    max_attempts: int = 100,
+) -> Steps[Done[T]]:
+    """Run ``fn`` and commit what it did; again when something it has read was changed meanwhile.
+
+    2 round trips when ``fn`` reads nothing but what its new machines need, one more for each dependent read.
+
+    Raises:
+        CommitFailed: After ``max_attempts`` conflicts.
+        Exception: What ``fn`` raised; nothing was written.
+    """
+    begun: set[str] = set()
+    last: Done[T] | None = None
+    for attempt in range(max_attempts):
+        look = Look()
+        try:
+            if last is not None and (yield from _applied(keys, commit_id, last.machines)):
+                return last._replace(hint=True)
+            decided = yield from decide(keys, instances, module, fn, look, begun)
+            if decided is None:
+                yield from back_off(attempt)
+                continue
+            tx, value = decided
+            checks = tx.buffer.checks()
+            yield from look.fetch([], [*checks, watched(keys), ("TIME",)], check=[str(c[1]) for c in checks])
+            tx.buffer.verify({c: look.known[c] for c in checks})
+            begun |= unbegun(keys, {placed.op for placed in tx.spawned}, look)
+            started = yield from start(keys, instances, tx.spawned, look, commit_id)
+            ending, requests = tail(keys, tx, look.now_us, started.due)
+            commands = [*started.commands, *ending]
+            if not tx.spawned and commands:
+                commands.insert(0, ("SET", keys.marker(commit_id), "1", "EX", MARKER_S))
+            last = Done(value, started.machines, requests, started.due, bool(look.known[watched(keys)]))
+            replies = yield from commit(commands)
+        except LostReply:
+            continue
+        if replies is not None:
+            return last._replace(hint=started.due and replies[-1] is not None)
+        last = None
+        yield from back_off(attempt)
+    raise CommitFailed(max_attempts, "conflict")
+
+
+def _applied(keys: Keys, commit_id: str, machines: list[Spawned]) -> Steps[bool]:
+    """After a lost reply: whether the commit was applied, told by the record that it made, or else by its marker."""
+    if not machines:
+        return (yield from read([], ("GET", keys.marker(commit_id))))[0] is not None
+    first: Placed = machines[0].placed
+    looks = [("HGET", keys.active(first.op), first.field), ("HGET", keys.inactive(first.op), first.field)]
+    active, inactive = yield from read([], *looks)
+    made: Any = Active.parse(active).made if active else parse_inactive(inactive).get("made") if inactive else None
+    return made == commit_id

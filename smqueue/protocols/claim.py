@@ -1,0 +1,177 @@
+"""Claiming what is due: entries are leased, not removed, and what they need to run comes back in the same script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from smqueue.errors import SmqueueError, UndecodableRecord
+from smqueue.instances import Instances
+from smqueue.keys import Keys
+from smqueue.protocols.arming import HINT_MS, PARK_MS
+from smqueue.records import Active, Machine, Placed, deadline_ms, kind_of
+from smqueue.roundtrip import Steps, call, text
+
+LEASE_MS = 4_000
+RESEND_MS = 5_000
+"""First interval after which a trigger's task is sent again when none has started; it doubles, up to 5 minutes."""
+
+
+class Claimed(NamedTuple):
+    """A machine whose race is decided, leased to this worker."""
+
+    entry: str
+    machine: Machine
+    active: Active
+    placed: Placed
+    race: dict[str, str]
+    won: str
+    """Name of the trigger that won."""
+    value: str
+    """Its outcome, JSON."""
+    at_ms: int
+    """When it completed; a deadline at its time, not when it was noticed."""
+
+    @property
+    def claims(self) -> int:
+        """How often it was claimed since its last commit or failure, this time included."""
+        return int(self.race.get("claims", 1))
+
+    @property
+    def attempts(self) -> int:
+        """How often its handler has failed on this outcome."""
+        return int(self.race.get("attempts", 0))
+
+
+class Armed(NamedTuple):
+    """A trigger with code to run."""
+
+    entry: str
+    machine: Machine
+    active: Active
+    placed: Placed
+    race: dict[str, str]
+    trigger: str
+
+    @property
+    def kind(self) -> str:
+        """The trigger's kind."""
+        return kind_of(self.machine.armed[self.trigger])
+
+    @property
+    def tries(self) -> int:
+        """How often it has run without an outcome."""
+        return int(self.race.get(f"tries:{self.trigger}", 0))
+
+
+class Unreadable(NamedTuple):
+    """An entry whose record this worker cannot run, and why."""
+
+    entry: str
+    record: str
+    op: str
+    error: SmqueueError
+
+
+class Due(NamedTuple):
+    """What one claim brought."""
+
+    now_us: int
+    more: bool
+    """Whether the claim was filled: there may be more."""
+    watched: bool
+    machines: list[Claimed]
+    triggers: list[Armed]
+    unreadable: list[Unreadable]
+    other: list[str]
+    """Entries that are no machine's: ``~requests``, ``~cancel:<op>``."""
+
+
+def claim(keys: Keys, instances: Instances, count: int, schedule: str | None = None) -> Steps[Due]:
+    """Lease up to ``count`` due entries of a schedule, and read their records; 1 round trip.
+
+    Timers need no step of their own: whether a deadline has passed is read from the record. Entries of triggers are
+    re-scored to when their task is to be sent again.
+    """
+    chosen = schedule or keys.schedule
+
+    def parse(reply: Any) -> Due:
+        return _due(instances, reply, count)
+
+    prefixes = (keys.machine_prefix, keys.race_prefix, keys.active_prefix)
+    args = (*prefixes, count, LEASE_MS, PARK_MS, RESEND_MS, int(chosen == keys.hosted))
+    return (yield from call("claim", (chosen, keys.quarantine, keys.watched), args, parse))
+
+
+def pump(keys: Keys, hosted: bool) -> Steps[tuple[int, bool, bool]]:
+    """Look when something is next due; 1 round trip.
+
+    Returns:
+        In how many ms the next entry is due; whether the caller is to send a transition hint; whether a hosted entry is
+        due.
+    """
+    schedules = (keys.schedule, keys.hosted) if hosted else (keys.schedule,)
+
+    def parse(reply: Any) -> tuple[int, bool, bool]:
+        return int(reply[0]), bool(reply[1]), bool(reply[2])
+
+    return (yield from call("pump", (keys.hint, *schedules), (HINT_MS,), parse))
+
+
+def _due(instances: Instances, reply: Any, count: int) -> Due:
+    due = Due(int(reply[0]), int(reply[1]) >= count, bool(reply[2]), [], [], [], [])
+    for row in reply[3]:
+        if len(row) == 1:
+            due.other.append(text(row[0]))
+            continue
+        try:
+            read = parse_row(instances, row, due.now_us)
+        except (SmqueueError, ValueError) as error:
+            problem = error if isinstance(error, SmqueueError) else UndecodableRecord(str(error))
+            due.unreadable.append(Unreadable(text(row[0]), text(row[0]).partition(":")[0], _op(row), problem))
+            continue
+        if isinstance(read, Claimed):
+            due.machines.append(read)
+        else:
+            due.triggers.append(read)
+    return due
+
+
+def parse_row(instances: Instances, row: Sequence[Any], now_us: int) -> Claimed | Armed:
+    """One leased entry: entry, machine, race, active value.
+
+    Raises:
+        SmqueueError: It cannot be run here, and why.
+        ValueError: It is garbage.
+    """
+    entry, raw_machine, raw_race, raw_active = row
+    if not isinstance(raw_machine, bytes):
+        raise UndecodableRecord(f"its machine key is unreadable: {raw_machine}")
+    machine = Machine.parse(raw_machine)
+    if not isinstance(raw_active, bytes):
+        raise UndecodableRecord(f"no active record {machine.field} in operation {machine.op}")
+    active = Active.parse(raw_active)
+    if not isinstance(raw_race, list):
+        raise UndecodableRecord(f"its race is unreadable: {raw_race}")
+    flat = [text(part) for part in raw_race]
+    race = dict(zip(flat[::2], flat[1::2], strict=True))
+    _, placed = instances.load(machine.op, machine.field, active.version)
+    _, _, trigger = text(entry).partition(":")[2].partition(":")
+    if trigger:
+        if trigger not in machine.armed:
+            raise UndecodableRecord(f"trigger {trigger} is not armed")
+        return Armed(text(entry), machine, active, placed, race, trigger)
+    if "won" in race:
+        return Claimed(text(entry), machine, active, placed, race, race["won"], race["value"], int(race["at"]))
+    deadline = deadline_ms(machine.armed)
+    if deadline is None or deadline > now_us // 1000:
+        raise UndecodableRecord("claimed without an outcome")
+    won = next(name for name, wait in machine.armed.items() if wait == deadline)
+    return Claimed(text(entry), machine, active, placed, race, won, "null", deadline)
+
+
+def _op(row: Sequence[Any]) -> str:
+    try:
+        return Machine.parse(row[1]).op
+    except (ValueError, TypeError):
+        return ""

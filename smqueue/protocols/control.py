@@ -1,0 +1,212 @@
+"""Pausing, resuming, cancelling and retrying."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from smqueue.errors import CommitFailed, SmqueueError
+from smqueue.instances import Instances
+from smqueue.keys import Keys, digest
+from smqueue.protocols.arming import (
+    HINT_MS,
+    arm,
+    deadline_ms,
+    first_entry,
+    hint,
+    leave,
+    note,
+    ring,
+    settle,
+    step_entry,
+    wait_of,
+)  # fmt: skip
+from smqueue.protocols.decide import Look
+from smqueue.protocols.spawn import buffered
+from smqueue.records import Active, Armed, Machine, compact, guard_of
+from smqueue.roundtrip import Command, LostReply, Steps, back_off, call, commit, read
+from smqueue.standing import TIME, begun, head, inbox_keys, parse_inactive, watchers
+
+BATCH = 100
+MAX_ATTEMPTS = 100
+RESUME_BATCH = 1_000
+
+
+def pause(control: str) -> Steps[None]:
+    """Set a control: once this has returned, nothing that it covers commits; 1 round trip.
+
+    Every transition watches its controls, so one that is under way fails. Triggers and deadlines run on; what falls
+    due fires at the resume.
+    """
+    yield from commit([("SET", control, "paused")])
+
+
+def resume(keys: Keys, control: str) -> Steps[tuple[bool, bool]]:
+    """Lift a control and make due what it has held; a round trip for each 1,000.
+
+    Returns:
+        Whether it was set, and whether to send a hint.
+    """
+    names = (control, keys.held(control), keys.schedule, keys.hint)
+    was = due = False
+    while True:
+        args = (RESUME_BATCH, HINT_MS)
+        found: tuple[int, int, int] = yield from call(
+            "resume", names, args, lambda r: (int(r[0]), int(r[1]), int(r[2]))
+        )
+        was, due = was or bool(found[0]), due or bool(found[2])
+        if not found[1]:
+            return was, due
+
+
+# --- cancel ----------------------------------------------------------------------------------------------------------
+
+
+class Leaving(NamedTuple):
+    """An active record as it is about to end."""
+
+    field: str
+    active: Active
+    machine: Machine | None
+
+
+def begin_cancel(keys: Keys, op: str, reason: str) -> Steps[None]:
+    """From here on no transition of the operation commits, and a worker finishes the cancelling if its caller dies."""
+    (time,) = yield from read([], TIME)
+    entry: Command = ("ZADD", keys.schedule, int(time[0]) * 1000 + 4_000, f"~cancel:{op}")
+    yield from commit([("SET", keys.control(op), "cancelling " + reason), entry])
+
+
+def cancel(keys: Keys, op: str, commit_id: str, keep: bool) -> Steps[int]:
+    """End every active machine of an operation, marked cancelled; 2 round trips for each 100, and one to finish.
+
+    Args:
+        keys: Of the operation's shard.
+        op: The operation; ``begin_cancel`` has been run.
+        commit_id: Of this run.
+        keep: Whether the end of the operation is to be noted for retention.
+
+    Returns:
+        How many machines have been ended.
+    """
+    ended = 0
+    for attempt in range(MAX_ATTEMPTS):
+        try:
+            batch = yield from _page(keys, op)
+            if not batch:
+                control = keys.control(op)
+                commands = [("DEL", control, keys.held(control)), ("ZREM", keys.schedule, f"~cancel:{op}")]
+                yield from commit(commands)
+                return ended
+            look, reason = Look(), ""
+            guards = [keys.machine(digest(op, one.field)) for one in batch]
+            past: list[Command] = [("HGET", keys.inactive(op), one.field) for one in batch]
+            looks = [TIME, ("GET", keys.control(op)), begun(keys, op), watchers(keys, op)]
+            looks += [("HGET", keys.active(op), one.field) for one in batch]
+            looks += [("GET", guard) for guard in guards]
+            yield from look.fetch([*guards, keys.watchers(op), keys.history(op)], [*looks, *past])
+            reason = (look.known["GET", keys.control(op)] or b"").decode().partition(" ")[2]
+            commands = _end_all(keys, op, batch, look, commit_id, reason, keep)
+            if commands and (yield from commit(commands)) is not None:
+                ended += len(batch)
+                continue
+        except LostReply:
+            continue
+        yield from back_off(attempt)
+    raise CommitFailed(MAX_ATTEMPTS, "conflict")
+
+
+def _page(keys: Keys, op: str) -> Steps[list[Leaving]]:
+    cursor: Any = 0
+    while True:
+        ((cursor, flat),) = yield from read([], ("HSCAN", keys.active(op), cursor, "COUNT", BATCH))
+        pairs = list(zip(flat[::2], flat[1::2], strict=True))[:BATCH]
+        if pairs or int(cursor) == 0:
+            return [_leaving(field.decode(), raw) for field, raw in pairs]
+
+
+def _leaving(field: str, raw: bytes) -> Leaving:
+    try:
+        return Leaving(field, Active.parse(raw), None)
+    except ValueError:  # garbage ends too
+        return Leaving(field, Active("", 0, 0, 0, "", lone=False), None)
+
+
+def _end_all(
+    keys: Keys, op: str, batch: list[Leaving], look: Look, commit_id: str, reason: str, keep: bool
+) -> list[Command]:
+    commands: list[Command] = []
+    entries: list[dict[str, Any]] = []
+    now_us = look.now_us
+    for one in batch:
+        if look.known["HGET", keys.active(op), one.field] is None:
+            return []  # it has moved since
+        record = digest(op, one.field)
+        raw = look.known["GET", keys.machine(record)]
+        try:
+            commands += leave(keys, Machine.parse(raw))
+        except (ValueError, TypeError):
+            commands += [("HDEL", keys.active(op), one.field), ("DEL", keys.machine(record), keys.race(record))]
+        commands.append(("HDEL", keys.quarantine, record))
+        past = look.known["HGET", keys.inactive(op), one.field]
+        before = parse_inactive(past)["visits"] if past else 0
+        left = {"machine": one.active.machine, "step": one.active.step, "at": one.active.at_us, "exited": now_us}
+        left |= {"version": one.active.version, "made": one.active.made, "by": commit_id, "visits": before + 1}
+        commands.append(("HSET", keys.inactive(op), one.field, compact({**left, "cancelled": reason})))
+        if one.active.lone and look.known[begun(keys, op)] == 1:
+            entries.append(first_entry(one.field, one.active))
+        ended = one.active._replace(step=one.active.step + 1)
+        entries.append(step_entry(ended, one.field, now_us, commit_id, terminal=True, cancelled=reason))
+    commands += note(keys, op, *entries, told=entries[0]["commit"] != commit_id)
+    if rung := ring(keys, look.known[watchers(keys, op)], now_us):
+        commands += [*rung, hint(keys)]
+    return [*commands, settle(keys, op, now_us, keep)]
+
+
+# --- retry -----------------------------------------------------------------------------------------------------------
+
+
+def retry(
+    keys: Keys, instances: Instances, op: str, field: str, raw: bytes, commit_id: str
+) -> Steps[tuple[bool, bool]]:
+    """Take one machine out of quarantine: what has an outcome runs it again, what waits for nothing is armed anew.
+
+    Returns:
+        Whether it was quarantined, and whether to send a hint.
+    """
+    record = digest(op, field)
+    guard = keys.machine(record)
+    for attempt in range(MAX_ATTEMPTS):
+        look = Look()
+        quarantined: Command = ("HGET", keys.quarantine, record)
+        won: Command = ("HEXISTS", keys.race(record), "won")
+        yield from look.fetch([guard], [TIME, ("GET", guard), quarantined, won])
+        if look.known[quarantined] is None:
+            return False, False
+        try:
+            machine = Machine.parse(look.known["GET", guard])
+            _, placed = instances.load(op, field, Active.parse(raw).version)
+        except (ValueError, TypeError, SmqueueError):
+            return (yield from _again(keys, f"{record}:"))
+        deadline = deadline_ms(machine.armed)
+        if look.known[won] == 1 or (deadline is not None and deadline <= look.now_us // 1000):
+            return (yield from _again(keys, machine.entry))
+        handlers = instances.handlers(placed)
+        armed: Armed = {name: wait_of(h, placed.state, look.now_us) for name, h in handlers.items()}
+        inboxes = list(inbox_keys(keys, instances, placed).values())
+        yield from look.fetch(inboxes, [*map(head, inboxes)])
+        active = Active.parse(raw)
+        items = yield from buffered(keys, instances, placed, active.machine, look)
+        fresh = Machine(commit_id, commit_id, op, field, armed)
+        plan = arm(keys, fresh, active, look.now_us, items.get)
+        gone = [c for c in leave(keys, machine) if c[0] != "HDEL"]
+        replies = yield from commit([*gone, *plan.commands, ("HDEL", keys.quarantine, record), hint(keys)])
+        if replies is not None:
+            return True, plan.due and replies[-1] is not None
+        yield from back_off(attempt)
+    raise CommitFailed(MAX_ATTEMPTS, "conflict")
+
+
+def _again(keys: Keys, entry: str) -> Steps[tuple[bool, bool]]:
+    names = (keys.quarantine, keys.schedule, keys.hint)
+    return (yield from call("retry", names, (keys.race_prefix, entry, HINT_MS), lambda r: (bool(r[0]), bool(r[1]))))
+

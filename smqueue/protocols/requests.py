@@ -1,0 +1,63 @@
+"""What a commit leaves to be done right after it, and what clients without machine code ask of a worker.
+
+Each item is removed by the one who has done it, and carries an id that makes doing it twice harmless.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from smqueue.keys import Keys
+from smqueue.protocols.arming import HINT_MS
+from smqueue.protocols.claim import LEASE_MS
+from smqueue.records import compact
+from smqueue.roundtrip import Steps, call, commit, repeat, text
+
+BATCH = 100
+ANSWER_S = 600
+RESENDS = 10
+
+
+class Request(NamedTuple):
+    """One item."""
+
+    raw: bytes
+    data: dict[str, Any]
+
+
+def stored(data: Mapping[str, Any], due_ms: int) -> bytes:
+    """A request as it is stored: others leave it to its maker until ``due_ms``."""
+    return compact({**data, "due": due_ms}).encode()
+
+
+def parse(raw: bytes) -> Request:
+    """Raises ValueError when it is none."""
+    return Request(raw, json.loads(raw))
+
+
+def pending(keys: Keys) -> Steps[tuple[int, list[Request]]]:
+    """The oldest requests, and Redis's clock in ms; 1 round trip. Those that are due are the caller's to do."""
+
+    def read(reply: Any) -> tuple[int, list[Request]]:
+        return int(reply[0]), [parse(raw) for raw in reply[1:]]
+
+    return (yield from call("requests", (keys.requests, keys.schedule), (BATCH, LEASE_MS), read))
+
+
+def remove(keys: Keys, request: bytes) -> Steps[None]:
+    """Done; 1 round trip."""
+    yield from commit([("LREM", keys.requests, 1, request)])
+
+
+def ask(keys: Keys, data: Mapping[str, Any]) -> Steps[None]:
+    """Ask a worker; 1 round trip. The same id may be asked again: nothing is done twice."""
+    names = (keys.requests, keys.schedule, keys.hint, keys.marker("ask:" + str(data["id"])), keys.wake)
+    yield from repeat("ask", names, (stored(data, 0), HINT_MS, ANSWER_S), lambda _: None, RESENDS)
+
+
+def answer(keys: Keys, request: bytes, id: str, body: Mapping[str, Any]) -> Steps[bool]:
+    """Answer a client; 1 round trip."""
+    names = (keys.requests, keys.reply(id))
+    return (yield from call("answer", names, (request, compact(body), ANSWER_S), lambda r: bool(r) and text(r) == "1"))

@@ -1,0 +1,99 @@
+"""A trigger's code: starting, renewing, its outcome, running again; and what did not move: deferred, set aside, held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from smqueue.errors import SmqueueError
+from smqueue.instances import Instances
+from smqueue.keys import Keys, schedule_of
+from smqueue.protocols.arming import HINT_MS, PARK_MS
+from smqueue.protocols.claim import LEASE_MS, Armed, parse_row
+from smqueue.records import compact
+from smqueue.roundtrip import Steps, call, repeat, text
+
+RESENDS = 10
+
+
+class Started(NamedTuple):
+    """A trigger whose code this task is to run."""
+
+    armed: Armed
+    watched: bool
+
+
+def start(keys: Keys, instances: Instances, entry: str, token: str, kind: str) -> Steps[Started | str]:
+    """Claim a trigger for the task ``token``; 1 round trip.
+
+    Returns:
+        What to run; or why not: ``STALE`` (another arming), ``LOST`` (its race is decided), ``RUNNING`` (elsewhere).
+    """
+
+    def parse(reply: Any) -> Started | str:
+        if len(reply) == 1:
+            return text(reply[0])
+        armed = parse_row(instances, reply[3:7], int(reply[1]))
+        assert isinstance(armed, Armed)
+        return Started(armed, bool(reply[2]))
+
+    args = (keys.machine_prefix, keys.race_prefix, keys.active_prefix, entry, token, LEASE_MS)
+    return (yield from repeat("start", (schedule_of(keys, kind), keys.watched), args, parse, RESENDS))
+
+
+def renew(keys: Keys, schedule: str, held: Sequence[tuple[str, str]]) -> Steps[list[str]]:
+    """Prolong the leases of (entry, token) pairs; 1 round trip. Returns the entries that are no longer held."""
+    flat = [part for pair in held for part in pair]
+    return (yield from call("renew", (schedule,), (keys.race_prefix, LEASE_MS, *flat), lambda r: [text(e) for e in r]))
+
+
+def outcome(keys: Keys, entry: str, kind: str, value: str) -> Steps[tuple[str, bool]]:
+    """Record the outcome of a trigger; the first of a race stands; 1 round trip.
+
+    Returns:
+        ``RECORDED``, ``LOST``, ``LATE`` or ``STALE``, and whether to send a hint. Repeating it after a lost reply says
+        LOST to the one who won; nothing depends on that.
+    """
+    names = (keys.schedule, schedule_of(keys, kind), keys.hint)
+    args = (keys.machine_prefix, keys.race_prefix, entry, value, HINT_MS)
+    return (yield from repeat("outcome", names, args, lambda r: (text(r[0]), bool(r[1])), RESENDS))
+
+
+def again(keys: Keys, entry: str, kind: str, token: str, delay_ms: int, tries: int, error: str) -> Steps[bool]:
+    """Run the trigger's code again later; 1 round trip."""
+    args = (keys.race_prefix, entry, token, delay_ms, tries, error)
+    return (yield from repeat("again", (schedule_of(keys, kind),), args, lambda r: text(r) == "AGAIN", RESENDS))
+
+
+def defer(
+    keys: Keys, entry: str, guard: str, delay_ms: int, *, failed: bool, error: str = "", op: str = "",
+    quarantine: SmqueueError | Exception | None = None,
+) -> Steps[bool]:  # fmt: skip
+    """A claimed machine did not move: look again later, or set it aside with its error; 1 round trip.
+
+    Returns:
+        Whether it was still the claimed one.
+    """
+    why = ""
+    if quarantine is not None:
+        why = compact({"error": error, "op": op, "entry": entry})[:-1]
+        delay_ms = PARK_MS
+    args = (keys.machine_prefix, keys.race_prefix, entry, guard, delay_ms, int(failed), error, why)
+    return (yield from call("defer", (keys.schedule, keys.quarantine), args, lambda r: text(r) == "DEFERRED"))
+
+
+def look_again(keys: Keys, entry: str, delay_ms: int) -> Steps[None]:
+    """Nothing to see yet in another operation: look again later, or at once if it has rung meanwhile; 1 round trip."""
+    args = (keys.race_prefix, entry, entry.rpartition(":")[2], delay_ms)
+    return (yield from call("look_again", (keys.schedule,), args, lambda _: None))
+
+
+def hold(keys: Keys, entry: str, control: str) -> Steps[None]:
+    """The machine is paused or being cancelled: it waits for the resume; 1 round trip."""
+    args = (keys.race_prefix, entry, PARK_MS)
+    return (yield from call("hold", (keys.schedule, control, keys.held(control)), args, lambda _: None))
+
+
+def drained(keys: Keys) -> Steps[bool]:
+    """A drain has found nothing more; 1 round trip. Returns whether something has fallen due meanwhile."""
+    return (yield from call("drained", (keys.hint, keys.schedule), (), bool))

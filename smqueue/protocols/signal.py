@@ -1,0 +1,90 @@
+"""Giving a signal to a machine, or keeping it for one."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, NamedTuple
+
+from smqueue.errors import InboxFull, OperationFinished
+from smqueue.instances import Told
+from smqueue.keys import Keys
+from smqueue.protocols.arming import HINT_MS
+from smqueue.records import compact
+from smqueue.roundtrip import Steps, repeat, text
+
+INBOX_LIMIT = 1_000
+KEPT_MS = 7 * 24 * 3_600_000
+SEEN_KEPT = 1_000
+MARKER_S = 60
+RESENDS = 10
+
+
+class Delivery(Enum):
+    """What has become of a signal."""
+
+    DELIVERED = "DELIVERED"
+    """Recorded for a machine that waited."""
+    BUFFERED = "BUFFERED"
+    """Kept, since nobody waited for it yet."""
+    DUPLICATE = "DUPLICATE"
+    """A signal with the same id was accepted before."""
+
+
+class Delivered(NamedTuple):
+    """An accepted signal; ``hint`` when the caller is to send a transition hint."""
+
+    delivery: Delivery
+    hint: bool
+
+
+def signal(
+    keys: Keys,
+    told: Told,
+    attempt: str,
+    *,
+    machine: str = "",
+    id: str = "",
+    request: bytes = b"",
+    limit: int = INBOX_LIMIT,
+) -> Steps[Delivered | None]:
+    """Record the signal for the machine that has waited longest, or keep it; 1 round trip.
+
+    Args:
+        keys: Of the operation's shard.
+        told: The signal, validated and encoded.
+        attempt: The same over all attempts of one call.
+        machine: Only for the machine of this id.
+        id: The caller's; a second signal of the same id is a duplicate.
+        request: The stored request that this fulfils; removed in the same script.
+        limit: How many are kept.
+
+    Returns:
+        ``None`` when the request had been fulfilled already.
+
+    Raises:
+        OperationFinished: The operation has had states and none is active.
+        InboxFull: ``limit`` early ones are kept already.
+    """
+    op, module, name, payload = told
+    names = (keys.waiting(op, module, name), keys.inbox(op, module, name), keys.seen(op), keys.marker(attempt))
+    rest = (keys.active(op), keys.inactive(op), keys.schedule, keys.hint, keys.requests)
+    envelope = {"id": id or attempt, **({"machine": machine} if machine else {})}
+    item = compact(envelope)[:-1] + f',"payload":{payload}'
+    marker_s = 0 if request else MARKER_S
+    args = (
+        keys.machine_prefix, keys.race_prefix, payload, id, machine, item, limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, request,
+    )  # fmt: skip
+    said, hint = yield from repeat("signal", (*names, *rest), args, _said, RESENDS)
+    match said:
+        case "GONE":
+            return None
+        case "FINISHED":
+            raise OperationFinished(op, name)
+        case "FULL":
+            raise InboxFull(op, name, limit)
+        case _:
+            return Delivered(Delivery(said), hint)
+
+
+def _said(reply: Any) -> tuple[str, bool]:
+    return text(reply[0]), bool(reply[1])

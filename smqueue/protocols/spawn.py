@@ -1,0 +1,140 @@
+"""Starting machines within a commit, and beginning an operation's history.
+
+A history begins with the second thing that happens in an operation. Until then it is one machine that waits, and costs
+no list: its active record is marked ``lone``, and whoever commits next in that operation writes its entry first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+from smqueue.instances import Instances
+from smqueue.keys import Keys, digest
+from smqueue.protocols.arming import enter, first_entry, hint, note, ring, step_entry
+from smqueue.protocols.decide import Look
+from smqueue.records import Active, Item, Placed
+from smqueue.roundtrip import Command, Steps
+from smqueue.standing import begun, first_for, head, inbox_keys, watchers
+from smqueue.transaction import Transaction
+
+REQUEST_LEASE_MS = 4_000
+
+
+class Spawned(NamedTuple):
+    """One machine started by a commit."""
+
+    placed: Placed
+    active: Active
+
+
+class Started(NamedTuple):
+    """What starting machines takes: commands, entries for the history of their own operation, whether any is due."""
+
+    commands: list[Command]
+    entries: list[dict[str, Any]]
+    machines: list[Spawned]
+    due: bool
+
+
+def machine_id(commit_id: str, index: int, placed: Placed) -> str:
+    """The id of a machine that a commit starts: the same when the commit is tried again."""
+    return commit_id if index == 0 else digest(commit_id, placed.record)[:16]
+
+
+def buffered(
+    keys: Keys, instances: Instances, placed: Placed, machine: str, look: Look
+) -> Steps[dict[str, Item | None]]:
+    """Signal name → the oldest signal that this machine may take.
+
+    The look at the heads is packed with all others; a second one is needed only if a head is for another machine.
+    """
+    found: dict[str, Item | None] = {}
+    for signal, inbox in inbox_keys(keys, instances, placed).items():
+        raw = look.known[head(inbox)]
+        item = first_for([raw] if raw is not None else [], machine)
+        if raw is not None and item is None:
+            everything: Command = ("LRANGE", inbox, 0, -1)
+            yield from look.fetch([], [everything])
+            item = first_for(look.known[everything], machine)
+        found[signal] = item
+    return found
+
+
+def start(
+    keys: Keys, instances: Instances, spawned: Sequence[Placed], look: Look, commit_id: str, own: str | None = None
+) -> Steps[Started]:
+    """The commands that make new machines active.
+
+    Args:
+        keys: Of the shard.
+        instances: The registered modules.
+        spawned: The machines, each found to be new, with their arrival looks in ``look``.
+        look: What this attempt has seen.
+        commit_id: Of the commit that this is part of.
+        own: The operation of the transition that this is part of: its history is written by the caller.
+    """
+    plan = Started([], [], [], False)
+    now_us, due = look.now_us, False
+    by_op: dict[str, list[Spawned]] = {}
+    for index, placed in enumerate(spawned):
+        machine = machine_id(commit_id, index if own is None else index + 1, placed)
+        by_op.setdefault(placed.op, []).append(
+            Spawned(placed, Active(machine, 1, now_us, placed.type.module.version, commit_id, lone=False))
+        )
+    for op, machines in by_op.items():
+        so_far = 2 if op == own else look.known[begun(keys, op)]
+        lone = so_far == 0 and len(machines) == 1
+        entries: list[dict[str, Any]] = []
+        if so_far == 1:
+            everyone: Command = ("HGETALL", keys.active(op))
+            yield from look.fetch([], [everyone])
+            entries += [first_entry(*pair) for pair in parse_pairs(look.known[everyone])]
+        for placed, unmarked in machines:
+            active = unmarked._replace(lone=lone)
+            items = yield from buffered(keys, instances, placed, active.machine, look)
+            entered = enter(keys, placed, instances.handlers(placed), active, commit_id, now_us, items.get)
+            plan.commands.extend(entered.commands)
+            plan.machines.append(Spawned(placed, active))
+            due = due or entered.due
+            entries.append(step_entry(active, placed.field, now_us, commit_id))
+        if op == own:
+            plan.entries.extend(entries)
+            continue
+        written = note(keys, op, *entries, told=so_far == 1)
+        plan.commands.extend(written[1:] if lone else written)  # a lone machine is told of, not written
+        if waiting := ring(keys, look.known[watchers(keys, op)], now_us):
+            plan.commands.extend(waiting)
+            due = True
+        if own is not None:
+            plan.commands.append(("SADD", keys.children(own), op))
+    return plan._replace(due=due)
+
+
+def parse_pairs(flat: Any) -> list[tuple[str, Active]]:
+    """Field and value of active records, in the order of their entering."""
+    pairs = list(flat.items()) if isinstance(flat, dict) else list(zip(flat[::2], flat[1::2], strict=True))
+    return sorted(((field.decode(), Active.parse(raw)) for field, raw in pairs), key=lambda pair: pair[1].at_us)
+
+
+def tail(keys: Keys, tx: Transaction, now_us: int, due: bool) -> tuple[list[Command], list[bytes]]:
+    """What ends every commit: the function's own writes, its requests, and the hint (last, so that its reply is found).
+
+    Returns:
+        The commands, and the requests as they are stored.
+    """
+    from smqueue.protocols.requests import stored
+
+    commands = list(tx.buffer.writes)
+    requests = [stored(request, now_us // 1000 + REQUEST_LEASE_MS) for request in tx.requests]
+    if requests:
+        commands.append(("RPUSH", keys.requests, *requests))
+        commands.append(("ZADD", keys.schedule, "NX", now_us // 1000 + REQUEST_LEASE_MS, "~requests"))
+    if due:
+        commands.append(hint(keys))
+    return commands, requests
+
+
+def unbegun(keys: Keys, ops: Collection[str], look: Look) -> set[str]:
+    """Of these operations, those whose history has begun: a later attempt need not watch it."""
+    return {op for op in ops if look.known.get(begun(keys, op), 0) > 1}

@@ -1,0 +1,298 @@
+"""One transition: the recorded outcome of a race turns the old state into the new one, exactly once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from smqueue.errors import (
+    CommitFailed,
+    InvalidOutcome,
+    InvalidState,
+    NothingToWaitFor,
+    StateAlreadyExists,
+    TornCommit,
+    UndecodableRecord,
+)
+from smqueue.handlers import Handler
+from smqueue.instances import Instances
+from smqueue.keys import Keys
+from smqueue.protocols.arming import Plan, enter, first_entry, keep, leave, note, ring, settle, step_entry
+from smqueue.protocols.claim import Claimed
+from smqueue.protocols.decide import Look, decide
+from smqueue.protocols.spawn import Spawned, buffered, start, tail, unbegun
+from smqueue.records import Active, Placed, compact, guard_of, kind_of
+from smqueue.roundtrip import Command, LostReply, Steps, back_off, commit, read
+from smqueue.schemas import ValidationProblem
+from smqueue.standing import (
+    TIME,
+    Standing,
+    begun,
+    head,
+    inbox_keys,
+    parse_inactive,
+    standing,
+    standing_looks,
+    watchers,
+)
+from smqueue.transaction import Transaction
+from smqueue.trigger_types import Poll
+
+MAX_ATTEMPTS = 100
+
+
+class Transitioned(NamedTuple):
+    """What has become of a claimed machine."""
+
+    kind: Literal["moved", "merged", "kept", "stale", "held", "torn"]
+    to: Spawned | None = None
+    """The machine in its new state."""
+    machines: tuple[Spawned, ...] = ()
+    """Machines that the handler has started."""
+    requests: tuple[bytes, ...] = ()
+    hint: bool = False
+    detail: str = ""
+    """When held: the control key that holds it. When torn: what failed inside EXEC, while the state moved."""
+
+
+def controls(keys: Keys, placed: Placed) -> tuple[str, str, str]:
+    """The keys that can hold a machine back: of its operation, its module, its state type."""
+    return (
+        keys.control(placed.op),
+        keys.control_module(placed.module),
+        keys.control_module(placed.module, placed.type.name),
+    )
+
+
+def transition(keys: Keys, instances: Instances, it: Claimed, commit_id: str) -> Steps[Transitioned]:
+    """Apply the recorded outcome, exactly once.
+
+    Args:
+        keys: Of the operation's shard.
+        instances: The registered modules.
+        it: The claimed machine; its guard is the fencing token.
+        commit_id: The same over all attempts, so that a lost commit is recognised.
+
+    Returns:
+        What became of it; ``stale`` when another worker committed first, and then nothing was written.
+
+    Raises:
+        CommitFailed: After 100 conflicts.
+        Exception: What the handler raised on reads that have held still; nothing was written.
+
+    Redis: 2 round trips (WATCH and reads, MULTI/EXEC), one more for each dependent ``tx.get``.
+    """
+    op, instance = it.machine.op, instances.get(it.placed.module)
+    guard, inactive = keys.machine(it.machine.record), keys.inactive(op)
+    handler = instances.handlers(it.placed).get(it.won)
+    if handler is None:
+        raise UndecodableRecord(f"state {it.placed.type.name} has no handler {it.won} any more")
+    outcome = _outcome(handler, it.value)
+    context = instances.context(it.placed, it.active.machine, attempt_id(it.machine.entry, it.won))
+    doubt, history_begun = False, set[str]()
+    for attempt in range(MAX_ATTEMPTS):
+        look = Look()
+        try:
+            if doubt:  # still ours to do, or done already? Asked before the handler runs again
+                mine, past = yield from read([], ("GET", guard), ("HGET", inactive, it.machine.field))
+                if (known := _own(it, commit_id, guard_of(mine), past)) is not None:
+                    return Transitioned(known, hint=known != "stale")
+            decided = yield from decide(
+                keys,
+                instances,
+                instance.id,
+                lambda tx: instances.apply(handler, tx, it.placed, outcome, context),
+                look,
+                {op, *history_begun},
+            )
+            if decided is None:
+                yield from back_off(attempt)
+                continue
+            tx, result = decided
+            to = instances.place_state(op, instance, result) if result is not None else None
+            yield from _look(keys, instances, it, to, tx, look)
+            if guard_of(look.known["GET", guard]) != it.machine.guard:
+                return Transitioned("stale")
+            if control := next((key for key in controls(keys, it.placed) if look.known["GET", key] is not None), ""):
+                return Transitioned("held", detail=control)
+            checks = tx.buffer.checks()
+            tx.buffer.verify({c: look.known[c] for c in checks})
+            history_begun |= unbegun(keys, {placed.op for placed in tx.spawned}, look)
+            done, commands = yield from _plan(keys, instances, it, to, handler, tx, look, commit_id)
+            try:
+                replies = yield from commit(commands)
+            except TornCommit as torn:
+                return done._replace(kind="torn", hint=True, detail=torn.problem)
+        except LostReply:
+            doubt = True
+            continue
+        except (InvalidState, NothingToWaitFor, StateAlreadyExists):
+            # A verdict on what was read counts once that is seen to hold still.
+            if not (yield from look.has_held()):
+                continue
+            raise
+        if replies is not None:
+            return done._replace(hint=done.hint and replies[-1] is not None)
+        yield from back_off(attempt)
+    raise CommitFailed(MAX_ATTEMPTS, "conflict")
+
+
+def attempt_id(entry: str, trigger: str) -> str:
+    """The id of a trigger from arming to end: of its Celery task, and the idempotency key of what it calls."""
+    from uuid import NAMESPACE_OID, uuid5
+
+    return str(uuid5(NAMESPACE_OID, f"{entry}:{trigger}"))
+
+
+def _outcome(handler: Handler, value: str) -> Any:
+    try:
+        return handler.outcome.load(json.loads(value))
+    except ValidationProblem as problem:
+        raise InvalidOutcome(f"{handler.name}.{problem.field}".rstrip("."), problem.problem) from None
+
+
+def _own(
+    it: Claimed, commit_id: str, guard: str | None, past: bytes | None
+) -> Literal["moved", "kept", "stale"] | None:
+    """After a lost reply: what this very attempt has done; ``None``: nothing."""
+    if guard == it.machine.guard:
+        return None
+    if past is not None and parse_inactive(past).get("by") == commit_id:
+        return "moved"
+    return "kept" if guard == commit_id else "stale"
+
+
+def _look(keys: Keys, instances: Instances, it: Claimed, to: Placed | None, tx: Transaction, look: Look) -> Steps[None]:
+    """WATCH and read all that the commit depends on, in one round trip."""
+    op, guard = it.machine.op, keys.machine(it.machine.record)
+    target = to or it.placed
+    inboxes = list(inbox_keys(keys, instances, target).values())
+    checks = tx.buffer.checks()
+    watch, commands = standing_looks(keys, target)
+    watch += [guard, *controls(keys, it.placed), *inboxes, keys.watchers(op)]
+    commands += [TIME, ("GET", guard), ("HGET", keys.inactive(op), it.machine.field), watchers(keys, op)]
+    commands += [*map(head, inboxes), *[("GET", key) for key in controls(keys, it.placed)], *checks]
+    if it.active.lone:
+        watch.append(keys.history(op))
+        commands.append(begun(keys, op))
+    look.known.pop(TIME, None)
+    yield from look.fetch(watch, commands, check=[str(c[1]) for c in checks])
+
+
+def _plan(
+    keys: Keys, instances: Instances, it: Claimed, to: Placed | None, handler: Handler, tx: Transaction, look: Look,
+    commit_id: str,
+) -> Steps[tuple[Transitioned, list[Command]]]:  # fmt: skip
+    """All that belongs to the commit, in the order in which EXEC applies it."""
+    op, now_us = it.machine.op, look.now_us
+    started = yield from start(keys, instances, tx.spawned, look, commit_id, own=op)
+    if to is None:
+        entries: list[dict[str, Any]] = []
+        items = yield from buffered(keys, instances, it.placed, it.active.machine, look)
+        trigger = handler.trigger
+        again_ms = trigger.every_ms(it.placed.state, it_polls(it)) if isinstance(trigger, Poll) else None
+        kept = keep(keys, it, commit_id, now_us, items.get, again_ms)
+        if kept is None:
+            raise NothingToWaitFor(handler.name, it.placed.type.name)
+        kind, plan, target = "kept", kept, None
+        if started.entries and it.active.lone and look.known[begun(keys, op)] == 1:
+            entries.append(first_entry(it.machine.field, it.active))
+    else:
+        if any(placed.record == to.record for placed in tx.spawned):
+            raise StateAlreadyExists(op, to.module, str(to))
+        kind, plan, target, entries = yield from _move(keys, instances, it, to, look, commit_id)
+    entries += started.entries
+    due = plan.due or started.due
+    commands = [*plan.commands, *started.commands]
+    if entries:
+        late = entries[0]["commit"] != commit_id  # the adding of a lone machine
+        commands += note(keys, op, *entries, told=late)
+        rung = ring(keys, look.known[watchers(keys, op)], now_us)
+        commands, due = [*commands, *rung], due or bool(rung)
+    ending, requests = tail(keys, tx, now_us, due)
+    done = Transitioned(kind, target, tuple(started.machines), tuple(requests), due)
+    return done, [*commands, *ending]
+
+
+def it_polls(it: Claimed) -> int:
+    """How often the poll that won has been run."""
+    return int(it.race.get(f"tries:{it.won}", 0))
+
+
+def _move(
+    keys: Keys, instances: Instances, it: Claimed, to: Placed, look: Look, commit_id: str
+) -> Steps[tuple[Literal["moved", "merged"], Plan, Spawned, list[dict[str, Any]]]]:
+    """Leave one record, and enter another: active, terminal, or one that is active already."""
+    op, now_us = it.machine.op, look.now_us
+    there = standing(keys, instances, to, look.known)
+    version = to.type.module.version
+    moved = Active(it.active.machine, it.active.step + 1, now_us, version, _made(there, commit_id), lone=False)
+    past = look.known["HGET", keys.inactive(op), it.machine.field]
+    more: dict[str, Any] = {}
+    kind: Literal["moved", "merged"] = "moved"
+    plan = Plan([], due=False)
+    if there.active is not None and there.active[0] != it.machine.field:
+        kind, more = (
+            "merged",
+            {"merged": there.active[1].machine},
+        )  # an equal machine is active: it goes on, this ends here
+    elif to.type.terminal:
+        plan = Plan(_end(keys, to, moved, there, commit_id, now_us), due=False)
+    else:
+        items = yield from buffered(keys, instances, to, moved.machine, look)
+        plan = enter(keys, to, instances.handlers(to), moved, commit_id, now_us, items.get)
+    left = left_record(it, past, now_us, commit_id, to=to.field, **more)
+    commands = [*leave(keys, it.machine), ("HSET", keys.inactive(op), it.machine.field, left), *plan.commands]
+    if kind == "merged" or to.type.terminal:
+        commands.append(settle(keys, op, now_us, instances.get(to.module).module.keep is not None))
+    entry = step_entry(moved, to.field, now_us, commit_id, terminal=to.type.terminal, won=it.won, **more)
+    unwritten = it.active.lone and look.known[begun(keys, op)] == 1
+    entries = [first_entry(it.machine.field, it.active), entry] if unwritten else [entry]
+    return kind, Plan(commands, plan.due), Spawned(to, moved), entries
+
+
+def _made(there: Standing, commit_id: str) -> str:
+    return there.made or commit_id
+
+
+def left_record(it: Claimed, past: bytes | None, now_us: int, commit_id: str, **more: Any) -> str:
+    """The inactive record of a state that is left: first times kept, visits counted, who won and what the losers did."""
+    before: Mapping[str, Any] = parse_inactive(past) if past is not None else {"visits": 0}
+    losers: dict[str, Any] = {}
+    for name, wait in it.machine.armed.items():
+        if name != it.won:
+            tries = it.race.get(f"tries:{name}")
+            losers[name] = {"kind": kind_of(wait), **({"left_ms": wait - it.at_ms} if isinstance(wait, int) else {})}
+            losers[name].update({"tries": int(tries)} if tries else {})
+    return compact(
+        {
+            "machine": it.active.machine,
+            "step": it.active.step,
+            "at": it.active.at_us,
+            "exited": now_us,
+            "version": it.active.version,
+            "made": it.active.made,
+            "by": commit_id,
+            "visits": before["visits"] + 1,
+            "won": it.won,
+            "won_at": it.at_ms,
+            "losers": losers,
+            **more,
+        }
+    )
+
+
+def _end(keys: Keys, to: Placed, moved: Active, there: Standing, commit_id: str, now_us: int) -> list[Command]:
+    """Enter a terminal state: one record, visits counted, first times kept."""
+    first: dict[str, Any] = {
+        "machine": moved.machine, "step": moved.step, "at": now_us, "exited": now_us, "version": moved.version,
+        "made": commit_id, "by": commit_id, "visits": 0, "terminal": True,
+    }  # fmt: skip
+    field, record = there.inactive or (to.field, first)
+    record = {**record, "visits": record["visits"] + 1}
+    guard = keys.machine(to.record)
+    return [
+        ("HSET", keys.inactive(to.op), field, compact(record)),
+        ("SET", guard, commit_id), ("DEL", guard),  # touched: whoever watches it, to end there too, looks again
+    ]  # fmt: skip

@@ -1,0 +1,154 @@
+"""What is stored of a machine, and its compact JSON forms. ``keys.py`` says where.
+
+Times are µs since the epoch, UTC, by Redis's clock; deadlines of armed triggers are ms.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from smqueue.keys import decode, digest
+
+if TYPE_CHECKING:
+    from smqueue.modules import StateType
+    from smqueue.states import State
+
+compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+Wait = str | int | list[Any]
+"""What an armed trigger waits for: the name of a signal, a deadline in ms, or ``[kind, …]``."""
+
+Armed = dict[str, Wait]
+"""Trigger name → what it waits for, in declaration order."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A state in its operation and module instance: which record it is."""
+
+    op: str
+    module: str
+    type: StateType
+    state: State
+    field: str
+    record: str
+    older: tuple[str, ...] = ()
+    """Fields under which code without its newest defaulted fields stored the same state."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether the state may be stored in the form of an earlier version, which only a look at all can tell."""
+        return bool(self.type.migrations)
+
+    def __str__(self) -> str:
+        return f"{self.type.name} in module {self.module}"
+
+
+class Field(NamedTuple):
+    """A hash field, taken apart."""
+
+    module: str
+    type: str
+    state: str
+
+    @classmethod
+    def parse(cls, field: str) -> Field:
+        """Raises ValueError when it is not one."""
+        module, type_name, state = field.split(" ", 2)
+        return cls(decode(module), decode(type_name), state)
+
+
+class Active(NamedTuple):
+    """The value of an active record."""
+
+    machine: str
+    step: int
+    at_us: int
+    version: int
+    made: str
+    """Id of the first commit that ever made this record: ``add`` recognises its own success by it."""
+    lone: bool
+    """Its adding is not in the history yet, because nothing else has happened in its operation."""
+
+    def dump(self) -> str:
+        """Under 64 bytes, or the hash of a machine that just waits loses its compact encoding."""
+        rest = [] if self.made == self.machine and not self.lone else [self.made if self.made != self.machine else 0]
+        return compact([self.machine, self.step, self.at_us, self.version, *rest, *([1] if self.lone else [])])
+
+    @classmethod
+    def parse(cls, raw: bytes | str) -> Active:
+        """Raises ValueError when it is not one."""
+        match json.loads(raw):
+            case [str(machine), int(step), int(at_us), int(version), *rest]:
+                made = rest[0] if rest and isinstance(rest[0], str) else machine
+                return cls(machine, step, at_us, version, made, len(rest) > 1 and bool(rest[1]))
+            case _:
+                raise ValueError("not the value of an active record")
+
+
+class Machine(NamedTuple):
+    """What a record is armed with."""
+
+    guard: str
+    arming: str
+    op: str
+    field: str
+    armed: Armed
+
+    def dump(self) -> str:
+        """The string that commits watch."""
+        return compact([self.guard, self.arming if self.arming != self.guard else 0, self.op, self.field, self.armed])
+
+    @classmethod
+    def parse(cls, raw: bytes | str) -> Machine:
+        """Raises ValueError when it is not one."""
+        match json.loads(raw):
+            case [str(guard), arming, str(op), str(field), dict(armed)]:
+                return cls(guard, arming if isinstance(arming, str) else guard, op, field, cast("Armed", armed))
+            case _:
+                raise ValueError("not the value of a machine")
+
+    @property
+    def record(self) -> str:
+        """The record's id."""
+        return digest(self.op, self.field)
+
+    @property
+    def entry(self) -> str:
+        """The schedule entry of its race."""
+        return f"{self.record}:{self.arming}"
+
+
+def guard_of(raw: bytes | None) -> str | None:
+    """The guard of a stored machine; ``None`` when there is none or it is unreadable."""
+    try:
+        return None if raw is None else Machine.parse(raw).guard
+    except ValueError:
+        return None
+
+
+def deadline_ms(armed: Mapping[str, Wait]) -> int | None:
+    """The earliest deadline; ties go to the one declared first."""
+    return min((wait for wait in armed.values() if isinstance(wait, int)), default=None)
+
+
+def kind_of(wait: Wait) -> str:
+    """The kind of trigger behind what an armed trigger waits for."""
+    return "signal" if isinstance(wait, str) else "deadline" if isinstance(wait, int) else str(wait[0])
+
+
+class Item(NamedTuple):
+    """A signal that waits in an inbox."""
+
+    raw: bytes
+    payload: str
+    machine: str | None
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Item:
+        """The payload stays encoded."""
+        data = json.loads(raw)
+        return cls(raw, compact(data["payload"]), data.get("machine"))

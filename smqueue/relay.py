@@ -1,0 +1,190 @@
+"""Work outside of a commit: requests that a commit left, calls of clients, cancellations begun, looks at other operations."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from smqueue.drivers.blocking import Blocking
+from smqueue.errors import InvalidInput, OperationFinished, InboxFull, SmqueueError, StateAlreadyExists
+from smqueue.instances import Instances, Told
+from smqueue.keys import Keys, new_id, shard_of
+from smqueue.outbound import Outbound
+from smqueue.protocols import control, others, requests, runs
+from smqueue.protocols.add import add
+from smqueue.protocols.claim import Armed
+from smqueue.protocols.requests import Request
+from smqueue.protocols.signal import signal
+from smqueue.records import compact
+from smqueue.states import StateMachine
+from smqueue.trigger_types import Reached
+
+log = logging.getLogger("smqueue.relay")
+
+
+class Relay:
+    """Does what is not part of any commit of a shard."""
+
+    def __init__(self, driver: Blocking, keys: Keys, instances: Instances, outbound: Outbound) -> None:
+        self.driver, self.keys, self.instances, self.outbound = driver, keys, instances, outbound
+
+    def own(self, items: Iterable[bytes]) -> None:
+        """Do what a commit of this process has just left; what fails is done by whoever finds it due."""
+        for raw in items:
+            try:
+                self._do(requests.parse(raw))
+            except Exception as error:  # the broker may be away: the item stays
+                log.warning("a request stays for later: %s", error)
+
+    def other(self, entry: str) -> None:
+        """An entry of the schedule that is no machine's."""
+        kind, _, op = entry[1:].partition(":")
+        if kind == "cancel":
+            self.driver.run(control.cancel(self.keys, op, new_id(), self._kept()))
+        elif kind == "requests":
+            now_ms, items = self.driver.run(requests.pending(self.keys))
+            for request in items:
+                if request.data["due"] <= now_ms:
+                    try:
+                        self._do(request)
+                    except Exception as error:
+                        log.warning("a request stays for later: %s", error)
+
+    def _kept(self) -> bool:
+        return any(self.instances.get(module).module.keep is not None for module in self.instances.ids())
+
+    # --- requests ------------------------------------------------------------------------------------------------
+
+    def _do(self, request: Request) -> None:
+        data = request.data
+        match data["kind"]:
+            case "task":
+                self.outbound.send_task(data["name"], data["args"], data["kwargs"], data["id"], data["options"])
+                self.driver.run(requests.remove(self.keys, request.raw))
+            case "signal":
+                told = Told(data["operation_id"], data["module"], data["signal"], data["payload"])
+                self._signal(request, told)
+            case "client-add" | "client-signal":
+                self._answer(request)
+            case kind:
+                log.error("a request of unknown kind %s is left to newer workers", kind)
+
+    def _signal(self, request: Request, told: Told) -> None:
+        """A signal sent by a transition: applied and removed in one script, so never twice."""
+        here = self.keys
+        there = Keys(here.namespace, shard_of(told.operation_id, self.instances.shards))
+        try:
+            if there.shard == here.shard:
+                done = self.driver.run(signal(here, told, request.data["id"], request=request.raw))
+            else:
+                done = self.driver.run(signal(there, told, request.data["id"], id=request.data["id"]))
+                self.driver.run(requests.remove(here, request.raw))
+        except (OperationFinished, InboxFull) as error:
+            log.warning("a signal sent by a transition is dropped: %s", error)
+            self.driver.run(requests.remove(here, request.raw))
+            return
+        if done is not None and done.hint:
+            self.outbound.hint(there.namespace, there.shard)
+
+    def _answer(self, request: Request) -> None:
+        data = request.data
+        try:
+            body: dict[str, Any] = {"value": self._client(data)}
+        except SmqueueError as error:
+            body = {"error": type(error).__name__, "args": [_plain(arg) for arg in error.args]}
+        self.driver.run(requests.answer(self.keys, request.raw, data["id"], body))
+
+    def _client(self, data: Mapping[str, Any]) -> Any:
+        if data["kind"] == "client-add":
+            machines = [machine_from_json(self.instances, one) for one in data["machines"]]
+            done = self._add(machines, data["id"], bool(data.get("exist_ok")))
+            return done
+        told = self.instances.signal(data["operation_id"], data["signal"], data["payload"], data.get("module"))
+        delivered = self.driver.run(
+            signal(self.keys, told, data["id"], machine=data.get("machine") or "", id=data.get("signal_id") or "")
+        )
+        assert delivered is not None
+        if delivered.hint:
+            self.outbound.hint(self.keys.namespace, self.keys.shard)
+        return delivered.delivery.value
+
+    def _add(self, machines: list[StateMachine], request_id: str, exist_ok: bool) -> list[str]:
+        done = self.driver.run(add(self.keys, self.instances, machines, request_id[:16], exist_ok))
+        if done.hint:
+            self.outbound.hint(self.keys.namespace, self.keys.shard)
+        if done.watched:
+            for placed, active in done.machines:
+                self.outbound.armed(placed, active, request_id[:16])
+        return done.value
+
+    # --- other operations ----------------------------------------------------------------------------------------
+
+    def look(self, armed: Armed) -> None:
+        """Evaluate ``reached`` or ``finished``: register first, then look."""
+        wait = armed.machine.armed[armed.trigger]
+        assert isinstance(wait, list)
+        op = str(wait[1])
+        there = Keys(self.keys.namespace, shard_of(op, self.instances.shards))
+        handler = self.instances.handlers(armed.placed)[armed.trigger]
+        value: str | None = None
+        if there.shard == self.keys.shard:
+            self.driver.run(others.watch(there, op, armed.entry))
+        if isinstance(handler.trigger, Reached):
+            state = self.driver.run(others.has_reached(there, self.instances, op, handler.trigger.states))
+            value = None if state is None else compact(handler.outcome.dump(state))
+        elif self.driver.run(others.has_finished(there, op)):
+            value = "null"
+        if value is None:
+            delay = runs.PARK_MS if there.shard == self.keys.shard else others.LOOK_AGAIN_MS
+            self.driver.run(runs.look_again(self.keys, armed.entry, delay))
+            return
+        _, hint = self.driver.run(runs.outcome(self.keys, armed.entry, armed.kind, value))
+        if hint:
+            self.outbound.hint(self.keys.namespace, self.keys.shard)
+
+
+def machine_from_json(instances: Instances, data: Mapping[str, Any]) -> StateMachine:
+    """A machine as given in plain JSON: ``{operation_id, module, type, state}``.
+
+    Raises:
+        InvalidInput, InvalidState, UnknownModule: What does not fit; the error names the field.
+    """
+    from smqueue.errors import InvalidState, NotRegistered
+    from smqueue.schemas import ValidationProblem
+
+    if not isinstance(data, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidInput("machines", f"expected an object, got {type(data).__name__}")
+    unknown = set(data) - {"operation_id", "module", "type", "state"}
+    if unknown:
+        raise InvalidInput(sorted(unknown)[0], "unknown field: give operation_id, module, type and state")
+    for name in ("operation_id", "type", "state"):
+        if name not in data:
+            raise InvalidInput(name, "missing")
+    module_id, type_name = data.get("module"), data["type"]
+    candidates = [module_id] if module_id is not None else list(instances.ids())
+    owners = [id for id in candidates if str(type_name) in instances.get(id).module.types]
+    if not owners:
+        raise NotRegistered(f"{module_id}.{type_name}" if module_id else str(type_name))
+    if len(owners) > 1:
+        from smqueue.errors import AmbiguousModule
+
+        raise AmbiguousModule(str(type_name), ", ".join(owners))
+    known = instances.get(owners[0]).module.types[str(type_name)]
+    try:
+        state = known.codec.load(data["state"])
+    except ValidationProblem as problem:
+        raise InvalidState(f"{known.name}.{problem.field}", problem.problem) from None
+    return StateMachine(data["operation_id"], state, owners[0])
+
+
+def _plain(arg: Any) -> Any:
+    try:
+        json.dumps(arg)
+    except (TypeError, ValueError):
+        return str(arg)
+    return arg
+
+
+__all__ = ["Relay", "StateAlreadyExists", "machine_from_json"]

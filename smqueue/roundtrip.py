@@ -1,0 +1,144 @@
+"""Round trips to Redis as values: a protocol is a generator that yields them and is sent the replies.
+
+A protocol does no I/O, so that one and the same runs under every driver: blocking, in a group, simulated. The untyped
+reply of Redis is met in this file only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from random import uniform
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+from smqueue.errors import TornCommit
+
+Arg = str | bytes | int | float
+Command = tuple[Arg, ...]
+T = TypeVar("T")
+A = TypeVar("A")
+
+
+class Read(NamedTuple):
+    """WATCH and look, in one round trip. Reply: a list of raw replies, one per command; an error reply is a value."""
+
+    watch: tuple[str, ...]
+    commands: tuple[Command, ...]
+    check: tuple[str, ...] = ()
+    """Keys looked at without a WATCH: increments by others leave what was seen true, replacements do not."""
+
+
+class Commit(NamedTuple):
+    """MULTI/EXEC. Reply: a list of raw replies; ``None`` when a watched key had changed, and then nothing was written."""
+
+    commands: tuple[Command, ...]
+
+
+class Call(NamedTuple):
+    """One script, atomic. Reply: whatever it returns."""
+
+    script: str
+    keys: tuple[str, ...]
+    args: tuple[Arg, ...]
+
+
+class Pause(NamedTuple):
+    """Not a round trip: wait a little before looking again. Reply: ``None``."""
+
+    ms: float
+
+
+class LostReply(Exception):
+    """Thrown into a protocol: the request may or may not have been applied, and its WATCHes are gone."""
+
+
+RoundTrip = Read | Commit | Call | Pause
+Steps = Generator[RoundTrip, Any, T]
+
+
+class Run(Generic[T]):
+    """A protocol under way: the round trip that it waits for, or how it ended."""
+
+    def __init__(self, steps: Steps[T]) -> None:
+        self.steps = steps
+        self.request: RoundTrip | None = None
+        self.error: Exception | None = None
+        self.watched: set[str] = set()  # what its next commit rests on
+        self.checked: set[str] = set()
+        self._value: T | None = None
+        self.answer(None)
+
+    def answer(self, reply: object) -> None:
+        """Send the reply to the pending request; an exception is thrown into the protocol."""
+        if isinstance(self.request, Read):
+            self.watched.update(self.request.watch)
+            self.checked.update(self.request.check)
+        elif not isinstance(self.request, Pause | None):  # EXEC drops every WATCH; a script stands outside of any look
+            self.watched.clear()
+            self.checked.clear()
+        try:
+            self.request = self.steps.throw(reply) if isinstance(reply, Exception) else self.steps.send(reply)
+        except StopIteration as end:
+            self.request, self._value = None, cast("T", end.value)
+        except Exception as error:
+            self.request, self.error = None, error
+
+    def result(self) -> T:
+        """What the protocol returned.
+
+        Raises:
+            Exception: What the protocol raised.
+        """
+        if self.error is not None:
+            raise self.error
+        return cast("T", self._value)
+
+
+def read(watch: Sequence[str], *commands: Command, check: Sequence[str] = ()) -> Steps[list[Any]]:
+    """WATCH ``watch``, then look; 1 round trip."""
+    return (yield Read(tuple(watch), commands, tuple(check)))
+
+
+def commit(commands: Sequence[Command]) -> Steps[list[Any] | None]:
+    """Apply all of ``commands``, or none; 1 round trip.
+
+    Returns:
+        The replies; ``None`` if a watched key had changed, and then nothing was written.
+
+    Raises:
+        TornCommit: A command failed inside EXEC while its neighbours were applied.
+    """
+    replies = cast("list[Any] | None", (yield Commit(tuple(commands))))
+    for command, reply in zip(commands, replies or (), strict=False):
+        if isinstance(reply, Exception):
+            raise TornCommit(f"{command[0]} {command[1] if len(command) > 1 else ''}: {reply}")
+    return replies
+
+
+def back_off(attempt: int) -> Steps[None]:
+    """After a conflict: wait a little longer each time, jittered, up to about 50 ms."""
+    yield Pause(uniform(0, min(50.0, 0.5 * 2**attempt)))
+
+
+def call(script: str, keys: Sequence[str], args: Sequence[Arg], parse: Callable[[Any], A]) -> Steps[A]:
+    """Run one script; 1 round trip."""
+    return parse((yield Call(script, tuple(keys), tuple(args))))
+
+
+def repeat(script: str, keys: Sequence[str], args: Sequence[Arg], parse: Callable[[Any], A], attempts: int) -> Steps[A]:
+    """Run a script that recognises its own repetition; a lost reply asks again."""
+    for _ in range(attempts - 1):
+        try:
+            return (yield from call(script, keys, args, parse))
+        except LostReply:
+            continue
+    return (yield from call(script, keys, args, parse))
+
+
+def text(raw: Any) -> str:
+    """A bulk reply as text."""
+    return raw.decode() if isinstance(raw, bytes) else str(raw)
+
+
+def time_us(reply: Any) -> int:
+    """The reply to TIME, in microseconds since the epoch."""
+    return int(reply[0]) * 1_000_000 + int(reply[1])

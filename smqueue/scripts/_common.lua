@@ -1,0 +1,45 @@
+-- Shared by all scripts: Redis's clock, and how a record is read.
+local clock = redis.call('TIME')
+local now_us = clock[1] * 1000000 + clock[2]
+local now = math.floor(now_us / 1000)
+
+-- machine: what a record is armed with, decoded; nil when there is none, false when it is garbage.
+-- A machine is [guard, arming or 0 when it is the guard, op, field, {trigger: signal name | deadline ms | [kind, ..]}].
+local function machine_at(key)
+  local raw = redis.pcall('GET', key)
+  if type(raw) == 'table' then return false, 'the key holds another type' end
+  if not raw then return nil, nil end
+  local ok, m = pcall(cjson.decode, raw)
+  if not ok or type(m) ~= 'table' or type(m[1]) ~= 'string' or type(m[3]) ~= 'string' or type(m[4]) ~= 'string'
+    or type(m[5]) ~= 'table' then return false, raw end
+  return {guard = m[1], arming = type(m[2]) == 'string' and m[2] or m[1], op = m[3], field = m[4], armed = m[5]}, raw
+end
+
+local function deadline_of(m)
+  local first
+  for _, wait in pairs(m.armed) do
+    if type(wait) == 'number' and (not first or wait < first) then first = wait end
+  end
+  return first
+end
+
+local function parts(entry)
+  local record, arming, trigger = entry:match('^([^:]+):([^:]+):(.+)$')
+  if record then return record, arming, trigger end
+  record, arming = entry:match('^([^:]+):([^:]+)$')
+  return record, arming, nil
+end
+
+-- record: the first outcome of a race stands; none is recorded once a deadline of that record has passed.
+-- Returns RECORDED, STALE (another arming), LOST (one is recorded already), LATE.
+local function record(machine_prefix, race_prefix, schedule, entry, value)
+  local rec, arming, trigger = parts(entry)
+  local m = machine_at(machine_prefix .. rec)
+  if not m or m.arming ~= arming or not m.armed[trigger] then return 'STALE' end
+  if redis.call('HEXISTS', race_prefix .. rec, 'won') == 1 then return 'LOST' end
+  local deadline = deadline_of(m)
+  if deadline and deadline <= now then return 'LATE' end
+  redis.call('HSET', race_prefix .. rec, 'won', trigger, 'value', value, 'at', string.format('%.0f', now))
+  redis.call('ZADD', schedule, now, rec .. ':' .. arming)
+  return 'RECORDED'
+end

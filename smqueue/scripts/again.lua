@@ -1,0 +1,13 @@
+-- again: a trigger's code has run without an outcome, and is to run again later.
+-- KEYS  schedule (or hosted) of the trigger
+-- ARGV  race prefix, entry, token, delay ms, added to its tries, error or ''
+-- Returns AGAIN, or STALE when another runs it or the race is over
+local rec, _, trigger = parts(ARGV[2])
+local race = ARGV[1] .. rec
+if redis.call('HGET', race, 'task:' .. trigger) ~= ARGV[3] then return 'STALE' end
+redis.call('HDEL', race, 'task:' .. trigger, 'until:' .. trigger, 'sent:' .. trigger)
+redis.call('HINCRBY', race, 'tries:' .. trigger, ARGV[5])
+redis.call('HSET', race, 'ran:' .. trigger, string.format('%.0f', now))
+if ARGV[6] ~= '' then redis.call('HSET', race, 'error:' .. trigger, ARGV[6]) end
+redis.call('ZADD', KEYS[1], 'XX', now + ARGV[4], ARGV[2])
+return 'AGAIN'

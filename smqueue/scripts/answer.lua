@@ -1,0 +1,8 @@
+-- answer: a client's request is done; the answer is kept for a while.
+-- KEYS  requests, reply
+-- ARGV  item, answer (JSON), kept s
+-- Returns 1 when this was the one to answer
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
+redis.call('RPUSH', KEYS[2], ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return 1

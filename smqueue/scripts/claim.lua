@@ -1,0 +1,53 @@
+-- claim: lease due entries, and read what they need. Claiming re-scores an entry; only a commit removes it.
+-- KEYS  schedule (or hosted), quarantine, watched
+-- ARGV  machine prefix, race prefix, active prefix, count, lease ms, park ms, resend ms, 1 when these are hosted
+-- Returns {now µs, how many were due, 1 when watched, {row, ..}}; a row is {entry, machine, race, active} for a race that
+-- is decided or for a trigger's code that is to run, or {entry} for other work. A cell that is unreadable is nil.
+local machine_prefix, race_prefix, active_prefix = ARGV[1], ARGV[2], ARGV[3]
+local lease, park, resend, hosted = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8] == '1'
+
+local function cell(reply)
+  if type(reply) == 'table' and reply.err then return false end
+  return reply
+end
+
+local function active_of(m)
+  local op = m.op:gsub('[^%w_.~-]', function(c) return string.format('%%%02X', c:byte()) end)
+  return cell(redis.pcall('HGET', active_prefix .. op, m.field))
+end
+
+-- Returns when to look at the entry again, in ms from now (nil: it is stale), and the row for the caller, if any.
+local function take(entry, i)
+  if entry:sub(1, 1) == '~' then return lease, {entry} end
+  local rec, arming, trigger = parts(entry)
+  local m, raw = machine_at(machine_prefix .. rec)
+  if m == nil or (m and m.arming ~= arming) then return nil end
+  if redis.call('HEXISTS', KEYS[2], rec) == 1 then return park + i * 97 end
+  if m == false then return lease, {entry, false, false, false} end
+  local race_key = race_prefix .. rec
+  local race = cell(redis.pcall('HGETALL', race_key))
+  if not race then return lease, {entry, raw, false, active_of(m)} end
+  local deadline = deadline_of(m)
+  local decided = redis.call('HEXISTS', race_key, 'won') == 1 or (deadline and deadline <= now)
+  if trigger then
+    if decided then return 1000 end
+    local wait = lease
+    if not hosted then
+      local sent = redis.call('HINCRBY', race_key, 'sent:' .. trigger, 1)
+      wait = math.min(resend * 2 ^ (sent - 1), 300000)
+    end
+    return wait, {entry, raw, race, active_of(m)}
+  end
+  if not decided then return math.min(park + i * 97, deadline and deadline - now or park + i * 97) end
+  race[#race + 1], race[#race + 2] = 'claims', tostring(redis.call('HINCRBY', race_key, 'claims', 1))
+  return lease, {entry, raw, race, active_of(m)}
+end
+
+local due = redis.call('ZRANGE', KEYS[1], '-inf', now, 'BYSCORE', 'LIMIT', 0, ARGV[4])
+local rows = {}
+for i, entry in ipairs(due) do
+  local wait, row = take(entry, i)
+  if wait then redis.call('ZADD', KEYS[1], now + wait, entry) else redis.call('ZREM', KEYS[1], entry) end
+  rows[#rows + 1] = row
+end
+return {string.format('%.0f', now_us), #due, redis.call('EXISTS', KEYS[3]), rows}

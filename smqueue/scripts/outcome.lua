@@ -1,0 +1,11 @@
+-- outcome: a trigger's code has an outcome.
+-- KEYS  schedule of races, schedule (or hosted) of the trigger, hint
+-- ARGV  machine prefix, race prefix, entry, value (JSON), hint ms
+-- Returns {RECORDED | STALE | LOST | LATE, 1 to send a hint}
+local said = record(ARGV[1], ARGV[2], KEYS[1], ARGV[3], ARGV[4])
+if said ~= 'RECORDED' then return {said, 0} end
+local rec, _, trigger = parts(ARGV[3])
+redis.call('ZREM', KEYS[2], ARGV[3])  -- a commit of None arms it again
+redis.call('HDEL', ARGV[2] .. rec, 'task:' .. trigger, 'until:' .. trigger, 'sent:' .. trigger)
+local due = redis.call('SET', KEYS[3], '1', 'NX', 'PX', ARGV[5])
+return {said, due and 1 or 0}

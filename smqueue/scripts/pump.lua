@@ -1,0 +1,19 @@
+-- pump: when is something next due, and is the caller the one to send a hint?
+-- KEYS  hint, schedule[, hosted]
+-- ARGV  life of the hint's flag ms
+-- Returns {ms until the next entry (3600000 when there is none), 1 to send a hint, 1 when a hosted entry is due}
+local function next_in(key)
+  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+  return first[2] and math.max(0, tonumber(first[2]) - now) or 3600000
+end
+local wait, send, host = next_in(KEYS[2]), 0, 0
+if wait == 0 then
+  if redis.call('SET', KEYS[1], '1', 'NX', 'PX', ARGV[1]) then send = 1 end
+  wait = tonumber(ARGV[1])
+end
+if KEYS[3] then
+  local hosted = next_in(KEYS[3])
+  if hosted == 0 then host = 1 end
+  wait = math.min(wait, hosted)
+end
+return {math.ceil(wait), send, host}

@@ -1,0 +1,9 @@
+-- resume: lift a control, and make due what it has held, a bounded number at a time.
+-- KEYS  control, held, schedule, hint
+-- ARGV  how many, hint ms
+-- Returns {1 when it was set, how many are left, 1 to send a hint}
+local was = redis.call('DEL', KEYS[1])
+local entries = redis.call('SPOP', KEYS[2], ARGV[1])
+for _, entry in ipairs(entries) do redis.call('ZADD', KEYS[3], 'XX', now, entry) end
+local due = #entries > 0 and redis.call('SET', KEYS[4], '1', 'NX', 'PX', ARGV[2])
+return {was, redis.call('SCARD', KEYS[2]), due and 1 or 0}

@@ -1,0 +1,50 @@
+-- signal: give a signal to the machine that has waited longest, or keep it. Repeating an attempt answers as before.
+-- KEYS  waiting, inbox, seen, marker, active, inactive, schedule, hint, requests
+-- ARGV  machine prefix, race prefix, payload (JSON), user's id or '', machine wanted or '', item (JSON up to its time),
+--       inbox limit, kept ms, marker s, hint ms, ids kept, request to remove or ''
+-- Returns {DELIVERED | BUFFERED | DUPLICATE | FINISHED | FULL | GONE (the request was done already), 1 to send a hint}
+local id, wanted = ARGV[4], ARGV[5]
+if ARGV[12] ~= '' and redis.call('LREM', KEYS[9], 1, ARGV[12]) == 0 then return {'GONE', 0} end
+local before = redis.call('GET', KEYS[4])
+if before then return {before, 0} end
+
+local function machine_of(entry)
+  local m = machine_at(ARGV[1] .. parts(entry))
+  local raw = m and redis.pcall('HGET', KEYS[5], m.field)
+  local ok, active = pcall(cjson.decode, raw or '')
+  return ok and type(active) == 'table' and active[1] or nil
+end
+
+local function deliver()
+  for _, entry in ipairs(redis.call('ZRANGE', KEYS[1], 0, wanted == '' and 0 or -1)) do
+    if wanted == '' or machine_of(entry) == wanted then
+      redis.call('ZREM', KEYS[1], entry)  -- one that is refused now registers again when it waits again
+      if record(ARGV[1], ARGV[2], KEYS[7], entry, ARGV[3]) == 'RECORDED' then return 'DELIVERED' end
+      return wanted == '' and deliver() or nil
+    end
+  end
+  return nil
+end
+
+local function accept()
+  if id ~= '' and redis.call('ZSCORE', KEYS[3], id) then return 'DUPLICATE' end
+  if redis.call('EXISTS', KEYS[5]) == 0 and redis.call('EXISTS', KEYS[6]) == 1 then return 'FINISHED' end
+  local said = deliver()
+  if not said then
+    if redis.call('LLEN', KEYS[2]) >= tonumber(ARGV[7]) then return 'FULL' end
+    redis.call('RPUSH', KEYS[2], ARGV[6] .. ',"at":' .. string.format('%.0f', now_us) .. '}')
+    redis.call('PEXPIRE', KEYS[2], ARGV[8])
+    said = 'BUFFERED'
+  end
+  if id ~= '' then
+    redis.call('ZADD', KEYS[3], now, id)
+    redis.call('ZREMRANGEBYRANK', KEYS[3], 0, -tonumber(ARGV[11]) - 1)
+    redis.call('PEXPIRE', KEYS[3], ARGV[8])
+  end
+  return said
+end
+
+local said = accept()
+if ARGV[9] ~= '0' then redis.call('SET', KEYS[4], said, 'EX', ARGV[9]) end
+local due = said == 'DELIVERED' and redis.call('SET', KEYS[8], '1', 'NX', 'PX', ARGV[10])
+return {said, due and 1 or 0}

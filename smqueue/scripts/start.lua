@@ -1,0 +1,19 @@
+-- start: a trigger's task begins, unless another runs it or its race is over.
+-- KEYS  schedule (or hosted), watched
+-- ARGV  machine prefix, race prefix, active prefix, entry, token, lease ms
+-- Returns {RUN, now µs, 1 when watched, entry, machine, race, active}, or {STALE | LOST | RUNNING}
+local entry, token = ARGV[4], ARGV[5]
+local rec, arming, trigger = parts(entry)
+local m, raw = machine_at(ARGV[1] .. rec)
+if not m or m.arming ~= arming or not m.armed[trigger] then return {'STALE'} end
+local race = ARGV[2] .. rec
+local deadline = deadline_of(m)
+if redis.call('HEXISTS', race, 'won') == 1 or (deadline and deadline <= now) then return {'LOST'} end
+local holder = redis.call('HMGET', race, 'task:' .. trigger, 'until:' .. trigger)
+if holder[1] and holder[1] ~= token and holder[2] and tonumber(holder[2]) > now then return {'RUNNING'} end
+local until_ms = string.format('%.0f', now + ARGV[6])
+redis.call('HSET', race, 'task:' .. trigger, token, 'until:' .. trigger, until_ms)
+redis.call('ZADD', KEYS[1], until_ms, entry)
+local op = m.op:gsub('[^%w_.~-]', function(c) return string.format('%%%02X', c:byte()) end)
+return {'RUN', string.format('%.0f', now_us), redis.call('EXISTS', KEYS[2]), entry, raw, redis.call('HGETALL', race),
+  redis.call('HGET', ARGV[3] .. op, m.field)}
