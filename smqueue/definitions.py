@@ -299,12 +299,8 @@ def _names(module: Module[Any], given: Registration) -> dict[str, Any]:
     if "<locals>" not in getattr(function, "__qualname__", ""):
         return {**states, **outer}
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-    return {
-        **outer,
-        **states,
-        **given.locals,
-        **{name: cell.cell_contents for name, cell in cells.items() if _filled(cell)},
-    }
+    enclosed = {name: cell.cell_contents for name, cell in cells.items() if _filled(cell)}
+    return {**outer, **states, **given.locals, **enclosed}
 
 
 def _filled(cell: types.CellType) -> bool:

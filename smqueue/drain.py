@@ -109,8 +109,7 @@ class Drain:
         """Commit as many as fit into one group; returns how many that were."""
         ids = [new_id() for _ in claimed]
         protocols = (
-            transition(self.keys, self.instances, one, commit_id)
-            for one, commit_id in zip(claimed, ids, strict=True)
+            transition(self.keys, self.instances, one, commit_id) for one, commit_id in zip(claimed, ids, strict=True)
         )
         ended = self.driver.run(group(protocols, GROUP_S))
         requests: list[bytes] = []
@@ -189,12 +188,9 @@ class Drain:
     ) -> None:  # fmt: skip
         text = error_text(error)
         why = error if quarantine else None
-        self.driver.run(
-            runs.defer(self.keys, entry, guard, delay_ms, failed=failed, error=text, op=op, quarantine=why)
-        )
+        self.driver.run(runs.defer(self.keys, entry, guard, delay_ms, failed=failed, error=text, op=op, quarantine=why))
 
 
 def error_text(error: BaseException) -> str:
     """``Type: message``, as it is shown everywhere; our errors name fields, never values of secret ones."""
     return f"{type(error).__name__}: {error}"
-

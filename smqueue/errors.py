@@ -16,7 +16,7 @@ class SmqueueError(Exception):
     fields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+        super().__init__(*args)  # plain: Celery rebuilds an error from its args
         for name, value in zip(self.fields, (*args, *[None] * len(self.fields)), strict=False):
             setattr(self, name, value)
 
@@ -44,18 +44,14 @@ class NoTransitions(DefinitionError):
     imported? (defined at {where})"""
 
 
-class UnsupportedField(DefinitionError):
-    """The type {what} of field {field} has no schema: give the state or payload a marshmallow schema of its own, or use
+class UnsupportedField(SmqueueError):
+    """The type {type} of field {field} has no schema: give the state or payload a marshmallow schema of its own, or use
     str, int, bool, Decimal, datetime, date, timedelta, UUID, Enum, bytes, list, dict, tuple, X | None or a dataclass of
     these (float in payloads only)."""
 
-    fields = ("what", "field")
+    fields = ("type", "field")
+    type: str
     field: str
-
-    @property
-    def type(self) -> str:
-        """The unsupported type, as written."""
-        return self.what
 
 
 class DuplicateModule(DefinitionError):
@@ -65,11 +61,12 @@ class DuplicateModule(DefinitionError):
     first: str
 
 
-class NotRegistered(DefinitionError):
+class NotRegistered(SmqueueError):
     """{what} is not a state of any module of this executor: decorate the class with @module.state, and give the module
     to with_module."""
 
     fields = ("what",)
+    what: str
 
 
 # --- input -----------------------------------------------------------------------------------------------------------
@@ -336,3 +333,48 @@ class ServerFailed(SmqueueError):
 
     fields = ("problem",)
     problem: str
+
+
+__all__ = [
+    "AmbiguousModule",
+    "AwaitTimeout",
+    "CommitFailed",
+    "CrossShard",
+    "DefinitionError",
+    "DuplicateModule",
+    "EagerRefused",
+    "HandlerTimeout",
+    "HistoryRewound",
+    "InboxFull",
+    "InvalidInput",
+    "InvalidKey",
+    "InvalidOutcome",
+    "InvalidPayload",
+    "InvalidState",
+    "NewerRecord",
+    "NoDeployment",
+    "NoServerBinary",
+    "NoTransitions",
+    "NotRegistered",
+    "NothingToWaitFor",
+    "OperationFinished",
+    "ReadAfterWrite",
+    "ServerFailed",
+    "SmqueueError",
+    "StateAlreadyExists",
+    "StateAlreadyTerminal",
+    "StoreRefused",
+    "StoreTooOld",
+    "StoreUnavailable",
+    "TooLarge",
+    "TornCommit",
+    "UndeclaredTransition",
+    "UndecodableRecord",
+    "UnknownModule",
+    "UnknownSignal",
+    "UnsupportedField",
+    "UpdatesLost",
+    "WorkerKilled",
+    "WrongKind",
+    "WrongShardCount",
+]

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from smqueue.definitions import Handler
 from smqueue.errors import (
@@ -28,8 +28,11 @@ from smqueue.keys import digest, encode
 from smqueue.modules import Module, StateType
 from smqueue.records import Field, Placed, compact
 from smqueue.schemas import ValidationProblem, canonical
-from smqueue.states import MAX_OPERATION_ID_BYTES, Context, State, StateMachine, check_name
+from smqueue.states import Context, State, StateMachine, check_operation_id
 from smqueue.triggers import Signal
+
+if TYPE_CHECKING:
+    from smqueue.transaction import Transaction
 
 PAYLOAD_LIMIT = 64 * 1024
 T = TypeVar("T")
@@ -230,7 +233,7 @@ class Instances:
             InvalidPayload: A field does not fit; nothing of it was sent.
             TooLarge: Its encoded form is over the limit.
         """
-        check_name("operation_id", op, MAX_OPERATION_ID_BYTES)
+        check_operation_id(op)
         instance, declared = self._receiver(signal, module_id)
         codec = declared.codec
         try:

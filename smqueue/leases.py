@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -36,21 +36,31 @@ class Leases:
     def __init__(self, driver: Blocking) -> None:
         self._driver = driver
         self._lock = threading.Lock()
-        self._held: dict[Lease, float] = {}
+        self._held: dict[Lease, tuple[float, Callable[[list[str]], None] | None]] = {}
         self._pid = 0
 
     @contextmanager
     def hold(self, leases: Iterable[Lease], limit_s: float) -> Generator[None]:
         """Renew these while the block runs, at most for ``limit_s``: work that never ends is not held for ever."""
         held = list(leases)
-        until = time.monotonic() + limit_s
-        with self._lock:
-            self._start()
-            self._held.update(dict.fromkeys(held, until))
+        self.add(held, limit_s)
         try:
             yield
         finally:
             self.release(held)
+
+    def add(self, leases: Iterable[Lease], limit_s: float, lost: Callable[[list[str]], None] | None = None) -> None:
+        """Renew these until they are released, at most for ``limit_s``.
+
+        Args:
+            leases: What is held.
+            limit_s: Seconds.
+            lost: Called, on the renewing thread, with entries that turn out to be held no longer.
+        """
+        until = time.monotonic() + limit_s
+        with self._lock:
+            self._start()
+            self._held.update(dict.fromkeys(leases, (until, lost)))
 
     def release(self, leases: Iterable[Lease]) -> None:
         """Renew these no longer."""
@@ -68,16 +78,20 @@ class Leases:
             time.sleep(RENEW_S)
             now = time.monotonic()
             with self._lock:
-                self._held = {lease: until for lease, until in self._held.items() if until > now}
-                held = list(self._held)
+                self._held = {lease: held for lease, held in self._held.items() if held[0] > now}
+                lost_by = {lease: held[1] for lease, held in self._held.items()}
             groups: dict[tuple[str, str], list[Lease]] = {}
-            for lease in held:
+            for lease in lost_by:
                 groups.setdefault((lease.keys.prefix, lease.schedule), []).append(lease)
             for leases in groups.values():
                 for at in range(0, len(leases), BATCH):
                     part = leases[at : at + BATCH]
                     pairs = [(lease.entry, lease.token) for lease in part]
                     try:
-                        self._driver.run(runs.renew(part[0].keys, part[0].schedule, pairs))
+                        lost = set(self._driver.run(runs.renew(part[0].keys, part[0].schedule, pairs)))
+                        for lease in part:
+                            tell = lost_by[lease]
+                            if lease.entry in lost and tell is not None:
+                                tell([lease.entry])
                     except SmqueueError as error:  # the next round tries again, or the lease runs out
                         log.debug("leases not renewed: %s", error)

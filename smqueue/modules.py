@@ -157,10 +157,9 @@ class Module(Generic[M]):
             raise DefinitionError(f"{cls.__name__} is not frozen: leave @dataclass away, State does it", where)
         stored = defined_name("stored name of a state", cls.__name__ if name is None else name, where)
         if (known := type_of(cls)) is not None:
+            first = f"module {known.module.name} already (registered at {known.where})"
             raise DefinitionError(
-                f"state {cls.__name__} belongs to module {known.module.name} already (registered at {known.where}): a "
-                f"state belongs to one module; give module {self.name} a class of its own",
-                where,
+                f"state {cls.__name__} belongs to {first}: give module {self.name} a class of its own", where
             )
         if stored in self.types:
             raise DefinitionError(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from smqueue.drivers.blocking import Blocking
-from smqueue.errors import InvalidInput, OperationFinished, InboxFull, SmqueueError, StateAlreadyExists
+from smqueue.errors import InboxFull, InvalidInput, OperationFinished, SmqueueError, StateAlreadyExists
 from smqueue.instances import Instances, Told
 from smqueue.keys import Keys, new_id, shard_of
 from smqueue.outbound import Outbound
@@ -79,7 +79,7 @@ class Relay:
             if there.shard == here.shard:
                 done = self.driver.run(signal(here, told, request.data["id"], request=request.raw))
             else:
-                done = self.driver.run(signal(there, told, request.data["id"], id=request.data["id"]))
+                done = self.driver.run(signal(there, told, request.data["id"], signal_id=request.data["id"]))
                 self.driver.run(requests.remove(here, request.raw))
         except (OperationFinished, InboxFull) as error:
             log.warning("a signal sent by a transition is dropped: %s", error)
@@ -103,7 +103,9 @@ class Relay:
             return done
         told = self.instances.signal(data["operation_id"], data["signal"], data["payload"], data.get("module"))
         delivered = self.driver.run(
-            signal(self.keys, told, data["id"], machine=data.get("machine") or "", id=data.get("signal_id") or "")
+            signal(
+                self.keys, told, data["id"], machine=data.get("machine") or "", signal_id=data.get("signal_id") or ""
+            )
         )
         assert delivered is not None
         if delivered.hint:

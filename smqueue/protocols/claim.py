@@ -87,7 +87,7 @@ class Due(NamedTuple):
     """Entries that are no machine's: ``~requests``, ``~cancel:<op>``."""
 
 
-def claim(keys: Keys, instances: Instances, count: int, schedule: str | None = None) -> Steps[Due]:
+def claim(keys: Keys, instances: Instances, count: int, schedule: str | None = None, token: str = "") -> Steps[Due]:
     """Lease up to ``count`` due entries of a schedule, and read their records; 1 round trip.
 
     Timers need no step of their own: whether a deadline has passed is read from the record. Entries of triggers are
@@ -99,7 +99,7 @@ def claim(keys: Keys, instances: Instances, count: int, schedule: str | None = N
         return _due(instances, reply, count)
 
     prefixes = (keys.machine_prefix, keys.race_prefix, keys.active_prefix)
-    args = (*prefixes, count, LEASE_MS, PARK_MS, RESEND_MS, int(chosen == keys.hosted))
+    args = (*prefixes, count, LEASE_MS, PARK_MS, RESEND_MS, token)
     return (yield from call("claim", (chosen, keys.quarantine, keys.watched), args, parse))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from smqueue.errors import CommitFailed, SmqueueError
 from smqueue.instances import Instances
@@ -22,7 +22,7 @@ from smqueue.protocols.arming import (
 )  # fmt: skip
 from smqueue.protocols.decide import Look
 from smqueue.protocols.spawn import buffered
-from smqueue.records import Active, Armed, Machine, compact, guard_of
+from smqueue.records import Active, Armed, Machine, compact
 from smqueue.roundtrip import Command, LostReply, Steps, back_off, call, commit, read
 from smqueue.standing import TIME, begun, head, inbox_keys, parse_inactive, watchers
 
@@ -209,4 +209,3 @@ def retry(
 def _again(keys: Keys, entry: str) -> Steps[tuple[bool, bool]]:
     names = (keys.quarantine, keys.schedule, keys.hint)
     return (yield from call("retry", names, (keys.race_prefix, entry, HINT_MS), lambda r: (bool(r[0]), bool(r[1]))))
-

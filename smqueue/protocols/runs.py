@@ -10,8 +10,8 @@ from smqueue.instances import Instances
 from smqueue.keys import Keys, schedule_of
 from smqueue.protocols.arming import HINT_MS, PARK_MS
 from smqueue.protocols.claim import LEASE_MS, Armed, parse_row
-from smqueue.records import compact
-from smqueue.roundtrip import Steps, call, repeat, text
+from smqueue.records import Machine, compact
+from smqueue.roundtrip import Steps, call, read, repeat, text
 
 RESENDS = 10
 
@@ -97,3 +97,15 @@ def hold(keys: Keys, entry: str, control: str) -> Steps[None]:
 def drained(keys: Keys) -> Steps[bool]:
     """A drain has found nothing more; 1 round trip. Returns whether something has fallen due meanwhile."""
     return (yield from call("drained", (keys.hint, keys.schedule), (), bool))
+
+
+def peek(keys: Keys, instances: Instances, entry: str) -> Steps[Armed | None]:
+    """What a trigger is armed with, without claiming it; ``None`` when its arming is over; 2 round trips."""
+    record, arming, _ = entry.split(":", 2)
+    raw, race = yield from read([], ("GET", keys.machine(record)), ("HGETALL", keys.race(record)))
+    machine = Machine.parse(raw) if raw is not None else None
+    if machine is None or machine.arming != arming:
+        return None
+    (active,) = yield from read([], ("HGET", keys.active(machine.op), machine.field))
+    armed = parse_row(instances, (entry, raw, race, active), 0)
+    return armed if isinstance(armed, Armed) else None

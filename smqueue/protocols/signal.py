@@ -43,7 +43,7 @@ def signal(
     attempt: str,
     *,
     machine: str = "",
-    id: str = "",
+    signal_id: str = "",
     request: bytes = b"",
     limit: int = INBOX_LIMIT,
 ) -> Steps[Delivered | None]:
@@ -54,7 +54,7 @@ def signal(
         told: The signal, validated and encoded.
         attempt: The same over all attempts of one call.
         machine: Only for the machine of this id.
-        id: The caller's; a second signal of the same id is a duplicate.
+        signal_id: The caller's; a second signal of the same id is a duplicate.
         request: The stored request that this fulfils; removed in the same script.
         limit: How many are kept.
 
@@ -68,11 +68,11 @@ def signal(
     op, module, name, payload = told
     names = (keys.waiting(op, module, name), keys.inbox(op, module, name), keys.seen(op), keys.marker(attempt))
     rest = (keys.active(op), keys.inactive(op), keys.schedule, keys.hint, keys.requests)
-    envelope = {"id": id or attempt, **({"machine": machine} if machine else {})}
+    envelope = {"id": signal_id or attempt, **({"machine": machine} if machine else {})}
     item = compact(envelope)[:-1] + f',"payload":{payload}'
     marker_s = 0 if request else MARKER_S
     args = (
-        keys.machine_prefix, keys.race_prefix, payload, id, machine, item, limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, request,
+        keys.machine_prefix, keys.race_prefix, payload, signal_id, machine, item, limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, request,
     )  # fmt: skip
     said, hint = yield from repeat("signal", (*names, *rest), args, _said, RESENDS)
     match said:

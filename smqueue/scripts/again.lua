@@ -8,6 +8,7 @@ if redis.call('HGET', race, 'task:' .. trigger) ~= ARGV[3] then return 'STALE' e
 redis.call('HDEL', race, 'task:' .. trigger, 'until:' .. trigger, 'sent:' .. trigger)
 redis.call('HINCRBY', race, 'tries:' .. trigger, ARGV[5])
 redis.call('HSET', race, 'ran:' .. trigger, string.format('%.0f', now))
-if ARGV[6] ~= '' then redis.call('HSET', race, 'error:' .. trigger, ARGV[6]) end
+if ARGV[6] ~= '' then redis.call('HSET', race, 'error:' .. trigger, ARGV[6])
+else redis.call('HDEL', race, 'error:' .. trigger) end
 redis.call('ZADD', KEYS[1], 'XX', now + ARGV[4], ARGV[2])
 return 'AGAIN'

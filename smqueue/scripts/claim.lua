@@ -1,10 +1,10 @@
 -- claim: lease due entries, and read what they need. Claiming re-scores an entry; only a commit removes it.
 -- KEYS  schedule (or hosted), quarantine, watched
--- ARGV  machine prefix, race prefix, active prefix, count, lease ms, park ms, resend ms, 1 when these are hosted
+-- ARGV  machine prefix, race prefix, active prefix, count, lease ms, park ms, resend ms, token of the host or ''
 -- Returns {now µs, how many were due, 1 when watched, {row, ..}}; a row is {entry, machine, race, active} for a race that
 -- is decided or for a trigger's code that is to run, or {entry} for other work. A cell that is unreadable is nil.
 local machine_prefix, race_prefix, active_prefix = ARGV[1], ARGV[2], ARGV[3]
-local lease, park, resend, hosted = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8] == '1'
+local lease, park, resend, token = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 
 local function cell(reply)
   if type(reply) == 'table' and reply.err then return false end
@@ -32,7 +32,9 @@ local function take(entry, i)
   if trigger then
     if decided then return 1000 end
     local wait = lease
-    if not hosted then
+    if token ~= '' then
+      redis.call('HSET', race_key, 'task:' .. trigger, token)
+    else
       local sent = redis.call('HINCRBY', race_key, 'sent:' .. trigger, 1)
       wait = math.min(resend * 2 ^ (sent - 1), 300000)
     end

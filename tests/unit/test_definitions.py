@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import marshmallow
 import pytest
@@ -19,6 +19,7 @@ from smqueue import (
     Failed,
     Module,
     Retry,
+    Secret,
     State,
     StateMachine,
     Transition,
@@ -55,6 +56,11 @@ CONTEXT: Any = Context("the module's", "the global", "o-1", "m-1", "a-1")
 @dataclass(frozen=True)
 class Payment:
     amount: int
+
+
+@dataclass(frozen=True)
+class Card:
+    number: Annotated[str, Secret]
 
 
 class Shop:
@@ -391,7 +397,7 @@ def test_on_takes_states_of_this_module_and_triggers(shop: Shop) -> None:
 
 def test_a_state_without_anything_to_wait_for_is_refused(shop: Shop) -> None:
     """No handler, no transitions of its own, not terminal: NoTransitions when the module is used. (semantics 21)"""
-    with pytest.raises(NoTransitions, match="state Awaiting of module orders.*defined at .*py:\\d+"):
+    with pytest.raises(NoTransitions, match=r"state Awaiting of module orders.*defined at .*py:\d+"):
         shop.module.resolve()
     with pytest.raises(NoTransitions):
         shop.module.graph()
@@ -694,6 +700,32 @@ def test_what_may_fail_is_encoded_as_value_or_failed(trigger: Any) -> None:
         outcomes["typed"].load({"$failed": {"error": 3}})
     with pytest.raises(ValidationProblem):
         outcomes["typed"].dump(None)
+
+
+def test_secrets_in_outcomes_are_hidden(shop: Shop) -> None:
+    """A secret of a value, or of another machine's state, is never shown; what has another form is hidden whole."""
+
+    @shop.module.state(terminal=True)
+    class Charged(State):
+        card: Card
+        amount: int
+
+    def charged(tx: Any, state: Any, got: Card | Failed) -> None: ...
+    def other(tx: Any, state: Any, got: Charged) -> None: ...
+
+    value = shop.only(call(fetch), charged).outcome
+    assert value.redact(value.dump(Card("4111"))) == {"number": "***"}
+    assert value.redact(value.dump(Failed("E: no", 1))) == {"$failed": {"error": "E: no", "attempts": 1}}
+    assert value.redact({"$value": {"number": "4111"}}) == {"$value": {"number": "***"}}
+    state = shop.only(reached("p", Charged), other).outcome
+    assert state.redact(state.dump(Charged(Card("4111"), 3))) == {
+        "module": "orders",
+        "type": "Charged",
+        "version": 1,
+        "state": {"card": {"number": "***"}, "amount": 3},
+    }
+    assert state.redact(["4111"]) == "***"
+    assert (value.secret_fields, state.secret_fields) == ({"number"}, {"state.card.number"})
 
 
 def test_a_handler_that_forgets_failed_is_refused(shop: Shop) -> None:

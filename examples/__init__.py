@@ -1,0 +1,1 @@
+"""One folder for each example; the tests run them all."""

@@ -1,0 +1,98 @@
+"""Putting an executor together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+from celery import Celery
+
+from smqueue.deployment import Deployment
+from smqueue.errors import DefinitionError, InvalidInput
+from smqueue.executor import Executor
+from smqueue.instances import Instance, Instances
+from smqueue.modules import Module
+from smqueue.places import here
+from smqueue.states import check_name
+from smqueue.worker.engine import Engine
+from smqueue.worker.install import install
+from smqueue.worker.outbound import CeleryOutbound
+from smqueue.worker.settings import Given, settings_of
+
+M = TypeVar("M")
+
+
+class ExecutorBuilder:
+    """Collects module instances; ``build`` makes the executor."""
+
+    def __init__(self) -> None:
+        self._instances: list[Instance] = []
+
+    @overload
+    def with_module(self, id: str, module: Module[None] | str, *, context: None = None) -> ExecutorBuilder: ...
+    @overload
+    def with_module(self, id: str, module: Module[M] | str, *, context: M | Callable[[], M]) -> ExecutorBuilder: ...
+    def with_module(self, id: str, module: Module[Any] | str, *, context: Any = None) -> ExecutorBuilder:
+        """Register a module under an id; one module may be registered under several.
+
+        Args:
+            id: Part of every record's identity; 1 to 256 bytes.
+            module: The module; or ``"package.module:attribute"``, imported when a worker starts or at first use.
+            context: What handlers and triggers get; or a function that makes it, called once per process.
+
+        Raises:
+            DuplicateModule: The id is taken; both places are named.
+            InvalidInput: The id is empty or too long.
+        """
+        check_name("module id", id)
+        if not isinstance(module, Module | str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput("module", f"expected a Module or its name, got {type(module).__name__}")
+        if isinstance(module, str) and ":" not in module:
+            raise InvalidInput("module", f"{module!r} is not of the form package.module:attribute")
+        instance = Instance(id, module, context, here())
+        probe = Instances()
+        for known in (*self._instances, instance):
+            probe.register(known)
+        self._instances.append(instance)
+        return self
+
+    def build(
+        self,
+        app: Celery,
+        *,
+        url: str | None = None,
+        namespace: str | None = None,
+        global_context: Callable[[str, str], Any] | None = None,
+        durability: str | None = None,
+    ) -> Executor:
+        """Make the executor, and install its tasks and worker steps on ``app``; runs and connects nothing.
+
+        Args:
+            app: The user's Celery application; machines run in its workers.
+            url: Of the Redis or Valkey that holds the state, independent of the broker; else ``smqueue_url`` of the
+                Celery configuration, else ``SMQUEUE_URL``.
+            namespace: Else ``smqueue_namespace``, else ``SMQUEUE_NAMESPACE``, else ``smqueue``.
+            global_context: Makes ``context.global_context`` for a module id and an operation id.
+            durability: ``None``: what the server's ``appendfsync`` gives.
+
+        Raises:
+            DefinitionError: A durability that this version does not offer.
+        """
+        if durability is not None:
+            raise DefinitionError(f"durability={durability!r} is not offered yet: leave it out", "build")
+        given = Given(url, namespace)
+        deployment = Deployment(lambda: settings_of(app, given))
+        made: list[Instances] = []
+
+        def instances() -> Instances:
+            if not made:
+                fresh = Instances(global_context, deployment.settings.shards)
+                for instance in self._instances:
+                    fresh.register(instance)
+                made.append(fresh)
+            return made[0]
+
+        outbound = CeleryOutbound(app, lambda: deployment.settings.namespace, instances)
+        executor = Executor(deployment, instances, outbound)
+        install(app, Engine(app, executor, outbound))
+        return executor

@@ -1,0 +1,102 @@
+"""Where a namespace lives: its server, its shards and their keys."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from smqueue.drivers.blocking import Blocking
+from smqueue.errors import CrossShard, DefinitionError, WrongShardCount
+from smqueue.keys import Keys, shard_of
+from smqueue.roundtrip import Steps, read
+
+DEFAULT_NAMESPACE = "smqueue"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a deployment is made of; see ``celeryconfig.py`` for the names in a Celery configuration."""
+
+    url: str
+    namespace: str = DEFAULT_NAMESPACE
+    shards: int = 1
+
+
+class Deployment:
+    """A namespace on a server. Nothing is read or connected before the first use."""
+
+    def __init__(self, settings: Callable[[], Settings]) -> None:
+        self._settings_of = settings
+        self._lock = threading.Lock()
+        self._opened: tuple[Settings, Blocking] | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings, read now if they have not been."""
+        return self._open()[0]
+
+    @property
+    def driver(self) -> Blocking:
+        """The driver.
+
+        Raises:
+            StoreUnavailable, StoreRefused, StoreTooOld: No, or no usable, server.
+            WrongShardCount: The namespace was made with another number of shards.
+        """
+        return self._open()[1]
+
+    def keys(self, operation_id: str) -> Keys:
+        """The keys of the shard that an operation lives in."""
+        settings = self.settings
+        return Keys(settings.namespace, shard_of(operation_id, settings.shards))
+
+    def all_keys(self) -> list[Keys]:
+        """The keys of every shard."""
+        settings = self.settings
+        return [Keys(settings.namespace, shard) for shard in range(settings.shards)]
+
+    def one_shard(self, operation_ids: Iterable[str]) -> Keys:
+        """The shard that all these operations live in.
+
+        Raises:
+            CrossShard: They live in several.
+        """
+        ids = list(operation_ids)
+        found = {keys.shard: keys for keys in map(self.keys, ids)}
+        if len(found) > 1:
+            raise CrossShard(", ".join(sorted(set(ids))[:5]))
+        return next(iter(found.values())) if found else self.all_keys()[0]
+
+    def _open(self) -> tuple[Settings, Blocking]:
+        opened = self._opened
+        if opened is None:
+            with self._lock:
+                opened = self._opened
+                if opened is None:
+                    settings = self._settings_of()
+                    if settings.shards < 1:
+                        raise DefinitionError(f"smqueue_shards is {settings.shards}; it must be at least 1", "settings")
+                    driver = Blocking(settings.url)
+                    driver.run(_enlist(Keys(settings.namespace), settings))
+                    opened = self._opened = (settings, driver)
+        return opened
+
+
+def _enlist(keys: Keys, settings: Settings) -> Steps[None]:
+    """Note the number of shards when the namespace is made; refuse another one ever after."""
+    looks: list[Any] = yield from read([], ("HGET", keys.meta, "shards"))
+    if looks[0] is None:
+        made = ("HSETNX", keys.meta, "shards", settings.shards)
+        replies: list[Any] = yield from read(
+            [], made, ("HSETNX", keys.meta, "format", 1), ("HGET", keys.meta, "shards")
+        )
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        looks = [replies[-1]]
+    if isinstance(looks[0], Exception):
+        raise looks[0]
+    if int(looks[0]) != settings.shards:
+        raise WrongShardCount(settings.namespace, int(looks[0]), settings.shards)

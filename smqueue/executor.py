@@ -1,0 +1,410 @@
+"""The executor: adding, signalling, looking, waiting, steering. It starts nothing: machines run in Celery workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from smqueue.deployment import Deployment
+from smqueue.drivers.doorbell import Doorbell
+from smqueue.errors import AmbiguousModule, AwaitTimeout, InvalidInput, UnknownModule
+from smqueue.explain import Explanation, explain
+from smqueue.instances import Instances
+from smqueue.keys import Keys, new_id
+from smqueue.notifier import Notifier
+from smqueue.outbound import Outbound
+from smqueue.protocols import control, others
+from smqueue.protocols.add import add
+from smqueue.protocols.autocommit import Done, autocommit
+from smqueue.protocols.signal import Delivery
+from smqueue.protocols.signal import signal as send_signal
+from smqueue.queries import ActiveState, InactiveState, MachineId, Queries, active_state, inactive_state
+from smqueue.relay import Relay
+from smqueue.standing import Standing
+from smqueue.states import State, StateMachine, check_operation_id
+from smqueue.transaction import Transaction
+
+if TYPE_CHECKING:
+    from smqueue.operation import Operation
+    from smqueue.trigger_types import Signal
+
+T = TypeVar("T")
+P = TypeVar("P")
+Timeout = timedelta | float | None
+
+
+class Executor:
+    """What a user's program holds; made by ``ExecutorBuilder.build``. Safe to share between threads, and after a fork.
+
+    Nothing connects before the first call. Every call raises StoreUnavailable or StoreRefused when Redis does not
+    answer or refuses.
+    """
+
+    def __init__(self, deployment: Deployment, instances: Callable[[], Instances], outbound: Outbound) -> None:
+        self._deployment, self._instances_of, self._outbound = deployment, instances, outbound
+
+    @property
+    def deployment(self) -> Deployment:
+        """Where the namespace lives."""
+        return self._deployment
+
+    @property
+    def instances(self) -> Instances:
+        """The registered modules."""
+        return self._instances_of()
+
+    @property
+    def outbound(self) -> Outbound:
+        """The way to the broker."""
+        return self._outbound
+
+    @property
+    def notifier(self) -> Notifier:
+        """Subscriptions to state changes."""
+        return Notifier(self._deployment, self.instances)
+
+    # --- writing -------------------------------------------------------------------------------------------------
+
+    def add_state_machines(self, machines: Iterable[StateMachine], exist_ok: bool = False) -> list[MachineId]:
+        """Start machines, all or none.
+
+        Args:
+            machines: Their operations and states. Batches of 10,000 are fine.
+            exist_ok: Leave out those that exist already, instead of an error.
+
+        Returns:
+            The ids of the machines, in the order given.
+
+        Raises:
+            UnknownModule, AmbiguousModule, NotRegistered: For the first machine with no, or no single, module.
+            StateAlreadyExists: For the first whose state is or was in its operation, or stands twice in the batch.
+            StateAlreadyTerminal: For the first whose state is terminal.
+            InvalidState, TooLarge: For the first whose state does not fit its schema.
+            CrossShard: The batch spans shards.
+            CommitFailed: After 100 conflicts.
+
+        Redis: 2 round trips.
+        """
+        batch = list(machines)
+        for machine in batch:
+            if not isinstance(machine, StateMachine):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidInput("machines", f"expected StateMachine, got {type(machine).__name__}")
+        if not batch:
+            return []
+        keys = self._deployment.one_shard(machine.operation_id for machine in batch)
+        commit_id = new_id()
+        done = self._deployment.driver.run(add(keys, self.instances, batch, commit_id, exist_ok))
+        self._after(keys, done, commit_id)
+        return [MachineId(machine) for machine in done.value]
+
+    def autocommit(
+        self,
+        fn: Callable[[Transaction], T],
+        *,
+        operation_id: str | None = None,
+        module: str | None = None,
+        max_attempts: int = 100,
+    ) -> T:
+        """Run ``fn`` in a transaction, again on conflict.
+
+        Args:
+            fn: Reads and writes through the transaction only, for it may run several times.
+            operation_id: Whose shard is the transaction's home; with one shard, the default, it does not matter.
+            module: The module instance that its keys are relative to; the only one there is, unless given.
+            max_attempts: How often to run it on conflict.
+
+        Returns:
+            What ``fn`` returned.
+
+        Raises:
+            CommitFailed: After ``max_attempts`` conflicts, with their number and the last error.
+            Exception: What ``fn`` raised, at once; nothing was written.
+        """
+        keys = self._deployment.one_shard([] if operation_id is None else [operation_id])
+        home = module if module is not None else self._only_module()
+        if home is not None:
+            self.instances.get(home)
+        commit_id = new_id()
+        steps = autocommit(keys, self.instances, home, fn, commit_id, max_attempts)
+        done = self._deployment.driver.run(steps)
+        self._after(keys, done, commit_id)
+        return done.value
+
+    @overload
+    def signal(
+        self, operation_id: str, signal: Signal[None], payload: None = None, *, module: str | None = None,
+        machine: str | None = None, id: str | None = None,
+    ) -> Delivery: ...  # fmt: skip
+    @overload
+    def signal(
+        self, operation_id: str, signal: Signal[P], payload: P, *, module: str | None = None,
+        machine: str | None = None, id: str | None = None,
+    ) -> Delivery: ...  # fmt: skip
+    @overload
+    def signal(
+        self, operation_id: str, signal: str, payload: object = None, *, module: str | None = None,
+        machine: str | None = None, id: str | None = None,
+    ) -> Delivery: ...  # fmt: skip
+    def signal(
+        self, operation_id: str, signal: Any, payload: Any = None, *, module: str | None = None,
+        machine: str | None = None, id: str | None = None,
+    ) -> Delivery:  # fmt: skip
+        """Send a signal to the machine of an operation that has waited longest for it, or keep it for one.
+
+        Args:
+            operation_id: May not have been started yet.
+            signal: A ``Signal``, or its name.
+            payload: The signal's type, or, with a name, a JSON-ready value.
+            module: The module instance; needed when several declare the name.
+            machine: Only for the machine of this id.
+            id: A second signal of the same id is a duplicate, within the last 1,000 of an operation and 7 days.
+
+        Returns:
+            ``DELIVERED``, ``BUFFERED`` or ``DUPLICATE``.
+
+        Raises:
+            UnknownModule, UnknownSignal, AmbiguousModule: No, or no single, module declares it.
+            InvalidPayload, TooLarge: The payload does not fit; nothing was sent.
+            OperationFinished: The operation has had states and none is active.
+            InboxFull: 1,000 early ones of that name are kept already.
+
+        Redis: 1 round trip.
+        """
+        told = self.instances.signal(operation_id, signal, payload, module)
+        keys = self._deployment.keys(operation_id)
+        steps = send_signal(keys, told, new_id(), machine=machine or "", signal_id=id or "")
+        done = self._deployment.driver.run(steps)
+        assert done is not None
+        if done.hint:
+            self._outbound.hint(keys.namespace, keys.shard)
+        return done.delivery
+
+    # --- looking -------------------------------------------------------------------------------------------------
+
+    def get_active_states(
+        self, operation_id: str | None = None, module: str | None = None
+    ) -> Iterator[tuple[StateMachine, ActiveState]]:
+        """All active machines, streamed, in no order; narrowed to an operation or a module instance."""
+        return self._queries.active(operation_id, module)
+
+    def get_inactive_states(
+        self, operation_id: str | None = None, module: str | None = None
+    ) -> Iterator[tuple[StateMachine, InactiveState]]:
+        """All states that machines have left or finished in, streamed, in no order."""
+        return self._queries.inactive(operation_id, module)
+
+    def get_active_operations(self) -> Iterator[str]:
+        """The ids of all operations with active machines, streamed, each once."""
+        return self._queries.operations()
+
+    def get_operation_states(self, operation_id: str) -> Iterator[tuple[StateMachine, ActiveState | InactiveState]]:
+        """All states of one operation, active ones first."""
+        yield from self._queries.active(operation_id, None)
+        yield from self._queries.inactive(operation_id, None)
+
+    def has_active_states(self, operation_id: str) -> bool:
+        """Whether any machine of the operation is active; a paused or quarantined one is."""
+        return self._queries.has_active(operation_id)
+
+    def contains_active_state(self, machine: StateMachine) -> bool:
+        """Whether a machine is in exactly this state; ``False`` for a module id that is not registered."""
+        stands = self._queries.stands(machine)
+        return stands is not None and stands[1].active is not None
+
+    def contains_inactive_state(self, machine: StateMachine) -> bool:
+        """Whether a machine was, or has finished, in exactly this state; ``False`` for an unregistered module id."""
+        stands = self._queries.stands(machine)
+        return stands is not None and stands[1].inactive is not None
+
+    def explain(self, operation_id: str) -> Explanation:
+        """Why an operation is where it is: armed triggers, attempts, errors, buffered signals, past races."""
+        return explain(self._deployment, self.instances, operation_id)
+
+    def operation(self, operation_id: str) -> Operation:
+        """The methods of one operation, bound to its id."""
+        from smqueue.operation import Operation
+
+        return Operation(self, check_operation_id(operation_id))
+
+    # --- waiting -------------------------------------------------------------------------------------------------
+
+    def await_active_state(self, machine: StateMachine, timeout: Timeout = None) -> ActiveState:
+        """Wait until a machine is, or has ever been, active in this state.
+
+        Raises:
+            AwaitTimeout: Not within ``timeout``.
+        """
+
+        def look(stands: Standing) -> ActiveState | None:
+            if stands.active is not None:
+                return active_state(stands.active[1])
+            if stands.inactive is not None:
+                past = inactive_state(stands.inactive[1])
+                return ActiveState(past.created_at, past.machine_id, past.step)
+            return None
+
+        return self._await(machine, look, timeout)
+
+    def await_inactive_state(self, machine: StateMachine, timeout: Timeout = None) -> InactiveState:
+        """Wait until a machine has left, or finished in, this state.
+
+        Raises:
+            AwaitTimeout: Not within ``timeout``.
+        """
+        return self._await(machine, lambda s: inactive_state(s.inactive[1]) if s.inactive else None, timeout)
+
+    def await_operation(self, operation_id: str, timeout: Timeout = None) -> None:
+        """Wait until an operation has had states and none is active.
+
+        Raises:
+            AwaitTimeout: Not within ``timeout``.
+        """
+        keys = self._deployment.keys(check_operation_id(operation_id))
+        what = f"operation {operation_id} to finish"
+        self._until(keys, operation_id, lambda: self._finished(keys, operation_id) or None, timeout, what)
+
+    def _finished(self, keys: Keys, operation_id: str) -> bool:
+        return self._deployment.driver.run(others.has_finished(keys, operation_id))
+
+    def _await(self, machine: StateMachine, look: Callable[[Standing], T | None], timeout: Timeout) -> T:
+        if machine.module is not None and machine.module not in self.instances:
+            raise UnknownModule(machine.module, ", ".join(self.instances.ids()) or "none")
+        placed = self.instances.place(machine)
+
+        def found() -> T | None:
+            stands = self._queries.stands(machine)
+            return None if stands is None else look(stands[1])
+
+        return self._until(
+            self._deployment.keys(placed.op), placed.op, found, timeout, f"{placed} in operation {placed.op}"
+        )
+
+    def _until(self, keys: Keys, op: str, look: Callable[[], T | None], timeout: Timeout, what: str) -> T:
+        """Look, and look again when the operation's bell rings; subscribed before the first look."""
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        until = None if seconds is None else time.monotonic() + seconds
+        if (already := look()) is not None:
+            return already
+        with Doorbell(self._deployment.settings.url, keys.bell(op)) as bell:
+            while (found := look()) is None:
+                left = 2.0 if until is None else until - time.monotonic()
+                if left <= 0:
+                    raise AwaitTimeout(what, seconds)
+                bell.wait(left)
+            return found
+
+    # --- steering ------------------------------------------------------------------------------------------------
+
+    def cancel(self, operation_id: str, reason: str | None = None, children: bool = False) -> int:
+        """End every active machine of an operation: inactive, and marked cancelled.
+
+        Args:
+            operation_id: The operation.
+            reason: Kept in the records.
+            children: Cancel the operations that its transitions have started, too.
+
+        Returns:
+            How many machines were ended.
+        """
+        return self._cancel(check_operation_id(operation_id), reason or "", children, set())
+
+    def _cancel(self, op: str, reason: str, children: bool, done: set[str]) -> int:
+        if op in done:
+            return 0
+        done.add(op)
+        keys, driver = self._deployment.keys(op), self._deployment.driver
+        driver.run(control.begin_cancel(keys, op, reason))
+        kept = any(self.instances.get(module).module.keep is not None for module in self.instances.ids())
+        ended = driver.run(control.cancel(keys, op, new_id(), kept))
+        for child in driver.command("SMEMBERS", keys.children(op)) if children else ():
+            ended += self._cancel(child.decode(), reason, children, done)
+        return ended
+
+    def pause(
+        self, operation_id: str | None = None, *, module: str | None = None, state: type[State] | str | None = None
+    ) -> None:
+        """Stop the transitions of an operation, a module, or one state type of a module.
+
+        Once this has returned, nothing of it commits until ``resume``. Triggers and deadlines run on: what falls due
+        meanwhile fires at the resume.
+
+        Raises:
+            InvalidInput: Neither or both of an operation and a module are given.
+        """
+        for _, name in self._controls(operation_id, module, state):
+            self._deployment.driver.run(control.pause(name))
+
+    def resume(
+        self, operation_id: str | None = None, *, module: str | None = None, state: type[State] | str | None = None
+    ) -> None:
+        """Let go on what ``pause`` with the same arguments has stopped."""
+        for keys, name in self._controls(operation_id, module, state):
+            _, hint = self._deployment.driver.run(control.resume(keys, name))
+            if hint:
+                self._outbound.hint(keys.namespace, keys.shard)
+
+    def _controls(
+        self, operation_id: str | None, module: str | None, state: type[State] | str | None
+    ) -> Sequence[tuple[Keys, str]]:
+        if operation_id is not None and (module is not None or state is not None):
+            raise InvalidInput("operation_id", "give an operation, or a module (and state), not both")
+        if operation_id is not None:
+            keys = self._deployment.keys(check_operation_id(operation_id))
+            return [(keys, keys.control(operation_id))]
+        if module is None:
+            owners = [m for m in self.instances.ids() if state is not None and self._type_name(m, state) is not None]
+            if not owners:
+                raise InvalidInput("operation_id", "give an operation, a module, or a state type of a module")
+            if len(owners) > 1:
+                raise AmbiguousModule(str(state), ", ".join(owners))
+            module = owners[0]
+        self.instances.get(module)
+        name = None if state is None else self._type_name(module, state)
+        if state is not None and name is None:
+            raise InvalidInput("state", f"module {module} has no such state")
+        return [(keys, keys.control_module(module, name)) for keys in self._deployment.all_keys()]
+
+    def _type_name(self, module: str, state: type[State] | str) -> str | None:
+        types = self.instances.get(module).module.types
+        return next((name for name, known in types.items() if state in {name, known.cls}), None)
+
+    def retry(self, operation_id: str) -> int:
+        """Take the operation's machines out of quarantine: those with an outcome run it again, others are armed anew.
+
+        Returns:
+            How many were quarantined.
+        """
+        keys, driver = self._deployment.keys(check_operation_id(operation_id)), self._deployment.driver
+        count = 0
+        cursor: Any = b"0"
+        while True:
+            cursor, flat = driver.command("HSCAN", keys.active(operation_id), cursor, "COUNT", 500)
+            for field, raw in zip(flat[::2], flat[1::2], strict=True):
+                steps = control.retry(keys, self.instances, operation_id, field.decode(), raw, new_id())
+                was, hint = driver.run(steps)
+                count += was
+                if hint:
+                    self._outbound.hint(keys.namespace, keys.shard)
+            if int(cursor) == 0:
+                return count
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    @property
+    def _queries(self) -> Queries:
+        return Queries(self._deployment, self.instances)
+
+    def _only_module(self) -> str | None:
+        ids = self.instances.ids()
+        return ids[0] if len(ids) == 1 else None
+
+    def _after(self, keys: Keys, done: Done[Any], commit_id: str) -> None:
+        if done.hint:
+            self._outbound.hint(keys.namespace, keys.shard)
+        if done.watched:
+            for placed, active in done.machines:
+                self._outbound.armed(placed, active, commit_id)
+        if done.requests:
+            Relay(self._deployment.driver, keys, self.instances, self._outbound).own(done.requests)

@@ -1,0 +1,207 @@
+"""Why an operation is where it is: read from Redis, which is the truth; Flower is a view."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from smqueue.deployment import Deployment
+from smqueue.errors import SmqueueError
+from smqueue.instances import Instances
+from smqueue.keys import Keys, digest, schedule_of
+from smqueue.protocols.transition import controls
+from smqueue.queries import InactiveState, Queries, moment
+from smqueue.records import Active, Machine, Placed, kind_of
+from smqueue.roundtrip import Steps, read
+from smqueue.states import StateMachine, check_operation_id
+
+
+@dataclass(frozen=True)
+class ArmedTrigger:
+    """One racing trigger of a machine.
+
+    Attributes:
+        name: Module, state and handler: ``orders.Awaiting/paid``.
+        kind: ``signal``, ``deadline``, ``poll`` …
+        waits_for: In a few words.
+        since: When it was armed.
+        deadline: Of a deadline.
+        next_run: Of a trigger with code: when it runs, or is looked at, next.
+        running: Whether its code runs now, or, for a channel, is subscribed.
+        attempts: How often its code has run without an outcome.
+        last_error: Of its code, or of its handler: ``Type: message``.
+    """
+
+    name: str
+    kind: str
+    waits_for: str
+    since: datetime
+    deadline: datetime | None = None
+    next_run: datetime | None = None
+    running: bool = False
+    attempts: int = 0
+    last_error: str | None = None
+
+
+@dataclass(frozen=True)
+class MachineExplanation:
+    """One active machine.
+
+    Attributes:
+        machine: Operation, module and state; ``None`` when the record cannot be decoded here.
+        field: The record as stored.
+        machine_id: Its id.
+        step: Of the machine.
+        since: When the state was entered.
+        status: ``waiting``, ``decided`` (an outcome is recorded, a worker is to apply it), ``paused``, ``cancelling``,
+            ``quarantined`` or ``unreadable``.
+        won: The trigger whose outcome is recorded.
+        attempts: How often the handler has failed on it.
+        last_error: Why it failed last, or was set aside.
+        triggers: What is armed.
+    """
+
+    machine: StateMachine | None
+    field: str
+    machine_id: str
+    step: int
+    since: datetime | None
+    status: str
+    won: str | None = None
+    attempts: int = 0
+    last_error: str | None = None
+    triggers: tuple[ArmedTrigger, ...] = ()
+
+
+@dataclass(frozen=True)
+class BufferedSignals:
+    """Signals that nobody waits for yet.
+
+    Attributes:
+        module: The module instance.
+        signal: Their name.
+        count: How many.
+        oldest: When the first was accepted.
+    """
+
+    module: str
+    signal: str
+    count: int
+    oldest: datetime
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All that is known of an operation now.
+
+    Attributes:
+        operation_id: Its id.
+        active: Its active machines.
+        buffered: Early signals.
+        past: Its inactive states, in the order in which they were first entered; who won, and by how much.
+    """
+
+    operation_id: str
+    active: tuple[MachineExplanation, ...]
+    buffered: tuple[BufferedSignals, ...] = ()
+    past: tuple[tuple[StateMachine, InactiveState], ...] = field(default=())
+
+
+def explain(deployment: Deployment, instances: Instances, operation_id: str) -> Explanation:
+    """Look at everything of one operation."""
+    op = check_operation_id(operation_id)
+    keys, driver = deployment.keys(op), deployment.driver
+    machines: list[MachineExplanation] = []
+    cursor: Any = b"0"
+    while True:
+        cursor, flat = driver.command("HSCAN", keys.active(op), cursor, "COUNT", 200)
+        for raw_field, value in zip(flat[::2], flat[1::2], strict=True):
+            machines.append(driver.run(_machine(keys, instances, op, raw_field.decode(errors="replace"), value)))
+        if int(cursor) == 0:
+            break
+    past = sorted(Queries(deployment, instances).inactive(op, None), key=lambda pair: pair[1].created_at)
+    buffered = driver.run(_buffered(keys, instances, op))
+    return Explanation(op, tuple(machines), tuple(buffered), tuple(past))
+
+
+def _machine(keys: Keys, instances: Instances, op: str, stored: str, value: bytes) -> Steps[MachineExplanation]:
+    record = digest(op, stored)
+    raw, flat, aside = yield from read(
+        [], ("GET", keys.machine(record)), ("HGETALL", keys.race(record)), ("HGET", keys.quarantine, record)
+    )
+    race: dict[str, str] = {}
+    if isinstance(flat, list):
+        texts = [part.decode(errors="replace") for part in flat]
+        race = dict(zip(texts[::2], texts[1::2], strict=True))
+    error = json.loads(aside)["error"] if aside else race.get("error")
+    try:
+        active, machine = Active.parse(value), Machine.parse(raw)
+    except (ValueError, TypeError) as problem:
+        return MachineExplanation(None, stored, "", 0, None, "unreadable", last_error=error or f"unreadable: {problem}")
+    placed: Placed | None = None
+    try:
+        _, placed = instances.load(op, stored, active.version)
+    except SmqueueError as problem:
+        error = error or f"{type(problem).__name__}: {problem}"
+    status = "quarantined" if aside else "decided" if "won" in race else "waiting"
+    if placed is not None:
+        held = yield from read([], *[("GET", key) for key in controls(keys, placed)])
+        texts = [str(one.decode()).partition(" ")[0] for one in held if isinstance(one, bytes)]
+        status = "cancelling" if "cancelling" in texts else "paused" if texts else status
+    triggers = yield from _triggers(keys, instances, machine, active, placed, race)
+    return MachineExplanation(
+        machine=None if placed is None else StateMachine(op, placed.state, placed.module),
+        field=stored,
+        machine_id=active.machine,
+        step=active.step,
+        since=moment(active.at_us),
+        status=status,
+        won=race.get("won"),
+        attempts=int(race.get("attempts", 0)),
+        last_error=error,
+        triggers=triggers,
+    )
+
+
+def _triggers(
+    keys: Keys, instances: Instances, machine: Machine, active: Active, placed: Placed | None, race: dict[str, str]
+) -> Steps[tuple[ArmedTrigger, ...]]:
+    names = list(machine.armed)
+    kinds = {name: kind_of(wait) for name, wait in machine.armed.items()}
+    looks = [("ZSCORE", schedule_of(keys, kinds[name]), f"{machine.entry}:{name}") for name in names]
+    *scores, time = yield from read([], *looks, ("TIME",))
+    handlers = instances.handlers(placed) if placed is not None else {}
+    label = f"{placed.module}.{placed.type.name}" if placed is not None else machine.field.partition("{")[0].strip()
+    found: list[ArmedTrigger] = []
+    for name, score in zip(names, scores, strict=True):
+        wait = machine.armed[name]
+        known = handlers.get(name)
+        words = known.trigger.text if known is not None else f"{kinds[name]} {wait if isinstance(wait, str) else ''}"
+        found.append(
+            ArmedTrigger(
+                name=f"{label}/{name}",
+                kind=kinds[name],
+                waits_for=words.strip(),
+                since=moment(active.at_us),
+                deadline=moment(wait * 1000) if isinstance(wait, int) else None,
+                next_run=moment(int(float(score)) * 1000) if score is not None else None,
+                running=int(race.get(f"until:{name}", 0)) > int(time[0]) * 1000,
+                attempts=int(race.get(f"tries:{name}", 0)),
+                last_error=race.get(f"error:{name}") or (race.get("error") if race.get("won") == name else None),
+            )
+        )
+    return tuple(found)
+
+
+def _buffered(keys: Keys, instances: Instances, op: str) -> Steps[list[BufferedSignals]]:
+    names = [(module, signal) for module in instances.ids() for signal in instances.get(module).module.signals]
+    looks = [("LLEN", keys.inbox(op, *name)) for name in names] + [("LINDEX", keys.inbox(op, *n), 0) for n in names]
+    replies = (yield from read([], *looks)) if looks else []
+    lengths, heads = replies[: len(names)], replies[len(names) :]
+    return [
+        BufferedSignals(module, signal, length, moment(json.loads(oldest)["at"]))
+        for (module, signal), length, oldest in zip(names, lengths, heads, strict=True)
+        if length
+    ]

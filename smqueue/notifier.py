@@ -1,0 +1,278 @@
+"""Being told of state changes: the history of an operation in order and then live, or all operations live."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Self
+
+from smqueue.deployment import Deployment
+from smqueue.drivers.doorbell import Doorbell
+from smqueue.errors import HistoryRewound, SmqueueError, UpdatesLost
+from smqueue.instances import Instances
+from smqueue.keys import Keys
+from smqueue.protocols.arming import first_entry
+from smqueue.protocols.spawn import parse_pairs
+from smqueue.queries import MachineId, moment
+from smqueue.records import Field, compact
+from smqueue.roundtrip import Steps, read
+from smqueue.states import State
+
+PAGE = 500
+
+
+@dataclass(frozen=True)
+class Update:
+    """A machine has entered a state.
+
+    Attributes:
+        operation_id: Its operation.
+        module: The module instance.
+        machine_id: The machine.
+        step: Of the machine; 1 is the state that it was added in.
+        sequence: Of the operation, from 0, without gaps: what ``subscribe(after=…)`` resumes from.
+        state: The state entered; for a cancelled machine the one that it was in. ``None`` when this process cannot
+            decode it (it lacks the module, or newer code wrote it).
+        terminal: Whether the machine has ended with it.
+        at: When, by Redis's clock, UTC.
+        merged_into: The machine that goes on in its place, when both reached one active state.
+        cancelled: Why it was cancelled; ``None`` when it was not.
+        won: The trigger that brought it here; ``None`` when it was added.
+    """
+
+    operation_id: str
+    module: str
+    machine_id: MachineId
+    step: int
+    sequence: int
+    state: State | None
+    terminal: bool
+    at: datetime
+    merged_into: MachineId | None = None
+    cancelled: str | None = None
+    won: str | None = None
+
+
+class Notifier:
+    """Subscriptions to one deployment."""
+
+    def __init__(self, deployment: Deployment, instances: Instances) -> None:
+        self._deployment, self._instances = deployment, instances
+
+    def subscribe(
+        self, operation_id: str, module: str | None = None, after: int | None = None, *,
+        timeout: timedelta | float | None = None,
+    ) -> Subscription:  # fmt: skip
+        """Follow one operation: its history in order, then live; no gap, no duplicate, over reconnects too.
+
+        Args:
+            operation_id: May not exist yet.
+            module: Only of this module instance.
+            after: Resume behind this sequence.
+            timeout: End when nothing has come for this long; for ever unless given.
+
+        Returns:
+            An iterator, and a context manager that closes its connection.
+
+        Raises:
+            HistoryRewound: From the iterator: the history is shorter than what was read of it.
+        """
+        return Subscription(self._deployment, self._instances, operation_id, module, after, _seconds(timeout))
+
+    def subscribe_all(self, module: str | None = None, *, timeout: timedelta | float | None = None) -> Feed:
+        """Follow all operations, from now on: what happened before is not told.
+
+        The last 10,000 updates are kept for a reader that is slower than that; what it loses all the same it is told.
+
+        Args:
+            module: Only of this module instance.
+            timeout: End when nothing has come for this long; for ever unless given.
+
+        Returns:
+            An iterator, and a context manager that closes its connection.
+
+        Raises:
+            UpdatesLost: From the iterator, with their number; iterating on goes on with the later ones.
+        """
+        return Feed(self._deployment, self._instances, module, _seconds(timeout))
+
+
+def _seconds(timeout: timedelta | float | None) -> float | None:
+    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+
+
+class Subscription:
+    """The updates of one operation."""
+
+    def __init__(
+        self, deployment: Deployment, instances: Instances, op: str, module: str | None, after: int | None,
+        timeout_s: float | None,
+    ) -> None:  # fmt: skip
+        self._deployment, self._instances, self._op, self._module = deployment, instances, op, module
+        self._timeout_s = timeout_s
+        self._keys = deployment.keys(op)
+        self._cursor = 0 if after is None else after + 1
+        self._ready: deque[Update] = deque()
+        self._bell = Doorbell(deployment.settings.url, self._keys.bell(op))
+        self._bell.__enter__()  # subscribed before the first look: nothing between is missed
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._bell.close()
+
+    def __next__(self) -> Update:
+        until = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        while not self._ready:
+            if self._read():
+                continue
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                self.close()
+                raise StopIteration
+            self._bell.wait(2.0 if left is None else left)
+        return self._ready.popleft()
+
+    def _read(self) -> bool:
+        """Read on from the cursor; whether there was anything."""
+        length, lines = self._deployment.driver.run(_history(self._keys, self._op, self._cursor))
+        if length < self._cursor and not (length == 0 and self._cursor <= 1):
+            raise HistoryRewound(self._op, length, self._cursor)
+        for line in lines:
+            update = read_entry(self._instances, self._op, self._cursor, line)
+            self._cursor += 1
+            if self._module is None or update.module == self._module:
+                self._ready.append(update)
+        return bool(lines)
+
+
+class Feed:
+    """The updates of all operations."""
+
+    def __init__(
+        self, deployment: Deployment, instances: Instances, module: str | None, timeout_s: float | None
+    ) -> None:
+        self._deployment, self._instances, self._module, self._timeout_s = deployment, instances, module, timeout_s
+        self._ready: deque[Update | UpdatesLost] = deque()
+        self._cursors: dict[int, tuple[bytes, int]] = {}
+        shards = deployment.all_keys()
+        self._bell = Doorbell(deployment.settings.url, *[keys.bell("") + "*" for keys in shards])
+        self._bell.__enter__()
+        for keys in shards:
+            self._cursors[keys.shard] = self._deployment.driver.run(_end(keys))
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._bell.close()
+
+    def __next__(self) -> Update:
+        until = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        while not self._ready:
+            if sum(self._read(keys) for keys in self._deployment.all_keys()):  # all of them, none short-circuited
+                continue
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                self.close()
+                raise StopIteration
+            self._bell.wait(2.0 if left is None else left)
+        found = self._ready.popleft()
+        if isinstance(found, UpdatesLost):
+            raise found
+        return found
+
+    def _read(self, keys: Keys) -> bool:
+        cursor, count = self._cursors[keys.shard]
+        entries, trimmed = self._deployment.driver.run(_news(keys, cursor))
+        if trimmed > count:
+            self._ready.append(UpdatesLost(trimmed - count))
+        if not entries:
+            return False
+        self._cursors[keys.shard] = (entries[-1][0], max(count, trimmed) + len(entries))
+        for _, op, line, sequence in entries:
+            update = read_entry(self._instances, op.decode(), sequence, line)
+            if self._module is None or update.module == self._module:
+                self._ready.append(update)
+        return True
+
+
+def read_entry(instances: Instances, op: str, sequence: int, line: bytes) -> Update:
+    """One entry of a history, decoded."""
+    data = json.loads(line)
+    state: State | None = None
+    try:
+        state = instances.load(op, data["to"], data["version"])[1].state
+    except SmqueueError:
+        state = None
+    merged = data.get("merged")
+    return Update(
+        operation_id=op,
+        module=Field.parse(data["to"]).module,
+        machine_id=MachineId(data["machine"]),
+        step=data["step"],
+        sequence=sequence,
+        state=state,
+        terminal=bool(data.get("terminal")),
+        at=moment(data["at"]),
+        merged_into=MachineId(merged) if merged else None,
+        cancelled=data.get("cancelled"),
+        won=data.get("won"),
+    )
+
+
+def _history(keys: Keys, op: str, cursor: int) -> Steps[tuple[int, list[bytes]]]:
+    """Length and lines of a history from the cursor on; one not begun is the adding of its lone machine."""
+    looks = (("LLEN", keys.history(op)), ("LRANGE", keys.history(op), cursor, cursor + PAGE - 1))
+    length, lines, pairs = yield from read([], *looks, ("HGETALL", keys.active(op)) if cursor == 0 else ("PING",))
+    if length == 0 and cursor == 0:
+        lone = [(field, active) for field, active in parse_pairs(pairs) if active.lone]
+        return len(lone), [compact(first_entry(field, active)).encode() for field, active in lone]
+    return length, lines
+
+
+def _end(keys: Keys) -> Steps[tuple[bytes, int]]:
+    """The newest update's id, and how many there have been."""
+    (info,) = yield from read([], ("XINFO", "STREAM", keys.updates))
+    if isinstance(info, Exception):
+        return b"0-0", 0
+    fields = dict(zip(info[::2], info[1::2], strict=True))
+    return fields[b"last-generated-id"], int(fields[b"entries-added"])
+
+
+def _news(keys: Keys, cursor: bytes) -> Steps[tuple[list[tuple[bytes, bytes, bytes, int]], int]]:
+    """Updates behind a cursor, each with its sequence in its operation; and how many were trimmed in all."""
+    raw, info = yield from read(
+        [], ("XRANGE", keys.updates, b"(" + cursor, "+", "COUNT", PAGE), ("XINFO", "STREAM", keys.updates)
+    )
+    if isinstance(info, Exception):
+        return [], 0
+    fields = dict(zip(info[::2], info[1::2], strict=True))
+    entries = [(id, data[1], data[3]) for id, data in raw]
+    found = yield from read([], *[("LPOS", keys.history(op.decode()), line, "RANK", -1) for _, op, line in entries])
+    sequences = [at if isinstance(at, int) else 0 for at in found]  # not begun: the adding of a lone machine
+    trimmed = int(fields[b"entries-added"]) - int(fields[b"length"])
+    return [(*entry, at) for entry, at in zip(entries, sequences, strict=True)], trimmed

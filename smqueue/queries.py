@@ -1,0 +1,174 @@
+"""Looking at records: streamed, in no order unless one is named, working before any worker runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NewType
+
+from smqueue.deployment import Deployment
+from smqueue.errors import SmqueueError
+from smqueue.instances import Instances
+from smqueue.keys import Keys, decode, encode
+from smqueue.records import Active, Placed
+from smqueue.roundtrip import Command, Steps, read
+from smqueue.standing import Standing, parse_inactive, standing, standing_looks, version_of
+from smqueue.states import StateMachine
+
+MachineId = NewType("MachineId", str)
+PAGE = 500
+log = logging.getLogger("smqueue.queries")
+
+
+@dataclass(frozen=True)
+class ActiveState:
+    """A state that a machine is in.
+
+    Attributes:
+        created_at: When it was entered, UTC.
+        machine_id: The machine.
+        step: Of that machine; 1 is the state that it was added in.
+    """
+
+    created_at: datetime
+    machine_id: MachineId
+    step: int
+
+
+@dataclass(frozen=True)
+class InactiveState:
+    """A state that a machine has passed through, or has finished in.
+
+    Attributes:
+        created_at: When it was first entered, UTC.
+        exited_at: When it was last left; of a terminal state the same as ``created_at``.
+        machine_id: The machine that was in it last.
+        step: Of that machine.
+        visits: How often it was left, or, when terminal, entered.
+        terminal: Whether a machine has finished in it.
+        won: The trigger that won the race in it; ``None`` when terminal or cancelled.
+        cancelled: Why it was cancelled; ``None`` when it was not.
+        merged_into: The machine that went on in this one's place, when both reached one active state.
+        losers: What the other triggers were doing: their kind, ``left_ms`` until a deadline, ``tries`` of a poll or call.
+    """
+
+    created_at: datetime
+    exited_at: datetime
+    machine_id: MachineId
+    step: int
+    visits: int = 1
+    terminal: bool = False
+    won: str | None = None
+    cancelled: str | None = None
+    merged_into: MachineId | None = None
+    losers: dict[str, dict[str, Any]] | None = None
+
+
+def moment(at_us: int) -> datetime:
+    """Microseconds since the epoch as a datetime in UTC."""
+    return datetime.fromtimestamp(at_us // 1_000_000, UTC).replace(microsecond=at_us % 1_000_000)
+
+
+def active_state(active: Active) -> ActiveState:
+    """The public form of an active record's value."""
+    return ActiveState(moment(active.at_us), MachineId(active.machine), active.step)
+
+
+def inactive_state(data: dict[str, Any]) -> InactiveState:
+    """The public form of an inactive record's value."""
+    merged = data.get("merged")
+    return InactiveState(
+        created_at=moment(data["at"]),
+        exited_at=moment(data["exited"]),
+        machine_id=MachineId(data["machine"]),
+        step=data["step"],
+        visits=data["visits"],
+        terminal=bool(data.get("terminal")),
+        won=data.get("won"),
+        cancelled=data.get("cancelled"),
+        merged_into=MachineId(merged) if merged else None,
+        losers=data.get("losers"),
+    )
+
+
+class Queries:
+    """Reads of one deployment."""
+
+    def __init__(self, deployment: Deployment, instances: Instances) -> None:
+        self._deployment, self._instances = deployment, instances
+
+    def active(self, operation_id: str | None, module: str | None) -> Iterator[tuple[StateMachine, ActiveState]]:
+        """Active records, streamed."""
+        for op in self.operations() if operation_id is None else [operation_id]:
+            for machine, value in self._records(self._deployment.keys(op).active(op), op, module):
+                yield machine, active_state(Active.parse(value))
+
+    def inactive(self, operation_id: str | None, module: str | None) -> Iterator[tuple[StateMachine, InactiveState]]:
+        """Inactive records, streamed."""
+        for op in self._past_operations() if operation_id is None else [operation_id]:
+            for machine, value in self._records(self._deployment.keys(op).inactive(op), op, module):
+                yield machine, inactive_state(parse_inactive(value))
+
+    def operations(self) -> Iterator[str]:
+        """Operations with active machines; each once."""
+        for keys in self._deployment.all_keys():
+            seen: set[bytes] = set()
+            for page in self._pages(("ZSCAN", keys.operations)):
+                fresh = [raw for raw in page[::2] if raw not in seen]
+                seen.update(fresh)
+                yield from (raw.decode() for raw in fresh)
+
+    def has_active(self, operation_id: str) -> bool:
+        """Whether any machine of the operation is active."""
+        return bool(self._deployment.driver.command("EXISTS", self._deployment.keys(operation_id).active(operation_id)))
+
+    def stands(self, machine: StateMachine) -> tuple[Placed, Standing] | None:
+        """Where a machine's state stands; ``None`` when its module is not registered."""
+        if machine.module is not None and machine.module not in self._instances:
+            return None
+        placed = self._instances.place(machine)
+        keys = self._deployment.keys(placed.op)
+        return placed, self._deployment.driver.run(_stands(keys, self._instances, placed))
+
+    def _records(self, key: str, op: str, module: str | None) -> Iterator[tuple[StateMachine, bytes]]:
+        prefix = None if module is None else f"{encode(module)} "
+        seen: set[bytes] = set()
+        for page in self._pages(("HSCAN", key)):
+            for raw, value in zip(page[::2], page[1::2], strict=True):
+                field = raw.decode(errors="replace")
+                if raw in seen or (prefix is not None and not field.startswith(prefix)):
+                    continue
+                seen.add(raw)
+                try:
+                    _, placed = self._instances.load(op, field, version_of(value))
+                    yield StateMachine(op, placed.state, placed.module), value
+                except (SmqueueError, ValueError) as error:
+                    log.warning("a record of operation %s is left out: %s", op, error)
+
+    def _past_operations(self) -> Iterator[str]:
+        for keys in self._deployment.all_keys():
+            prefix, cursor, seen = keys.inactive(""), b"0", set[bytes]()
+            pattern = "".join(f"\\{c}" if c in "*?[]\\" else c for c in prefix) + "*"
+            while True:
+                cursor, page = self._deployment.driver.command("SCAN", cursor, "MATCH", pattern, "COUNT", PAGE)
+                fresh = [raw for raw in page if raw not in seen]
+                seen.update(fresh)
+                yield from (decode(raw.decode()[len(prefix) :]) for raw in fresh)
+                if int(cursor) == 0:
+                    break
+
+    def _pages(self, command: Command) -> Iterator[list[Any]]:
+        cursor: Any = b"0"
+        while True:
+            cursor, page = self._deployment.driver.command(*command, cursor, "COUNT", PAGE)
+            yield page
+            if int(cursor) == 0:
+                return
+
+
+def _stands(keys: Keys, instances: Instances, placed: Placed) -> Steps[Standing]:
+    looks = standing_looks(keys, placed)
+    replies = yield from read([], *looks.commands)
+    return standing(keys, instances, placed, dict(zip(looks.commands, replies, strict=True)))

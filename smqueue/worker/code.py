@@ -1,0 +1,161 @@
+"""Running a trigger's code: one attempt of a poll, a call, a task; what it brings is recorded, or it runs again."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from smqueue.drain import error_text
+from smqueue.errors import HandlerTimeout, InvalidOutcome, TooLarge
+from smqueue.handlers import Handler
+from smqueue.keys import Keys, new_id, schedule_of
+from smqueue.leases import Lease
+from smqueue.limits import time_limit
+from smqueue.protocols import runs
+from smqueue.protocols.arming import PARK_MS
+from smqueue.protocols.claim import Armed
+from smqueue.protocols.transition import attempt_id
+from smqueue.records import compact
+from smqueue.retry import Failed, Retry
+from smqueue.schemas import ValidationProblem
+from smqueue.trigger_types import Call, Poll, TaskTrigger
+from smqueue.worker import events
+
+if TYPE_CHECKING:
+    from smqueue.worker.engine import Engine
+
+log = logging.getLogger("smqueue.triggers")
+
+UNLIMITED_S = 3_600.0
+"""How long the lease of code without a timeout is renewed at most."""
+
+
+def run_trigger(engine: Engine, keys: Keys, entry: str, kind: str) -> str:
+    """One attempt of a trigger's code.
+
+    Returns:
+        What became of it: ``RECORDED``, ``AGAIN``, ``LOST``, ``LATE``, ``STALE`` or ``RUNNING``.
+    """
+    token = new_id()
+    started = engine.driver.run(runs.start(keys, engine.instances, entry, token, kind))
+    if isinstance(started, str):
+        return started
+    armed = started.armed
+    handler = engine.instances.handlers(armed.placed).get(armed.trigger)
+    if handler is None:
+        return "STALE"
+    trigger: Any = handler.trigger
+    limit = (getattr(trigger, "timeout_s", None) or UNLIMITED_S) + 5
+    attempt = Attempt(engine, keys, armed, handler, token, started.watched)
+    with engine.leases.hold([Lease(keys, schedule_of(keys, kind), entry, token)], limit):
+        match trigger:
+            case Poll():
+                return attempt.poll(trigger)
+            case Call():
+                return attempt.call(trigger.fn, trigger.timeout_s, trigger.retry)
+            case TaskTrigger():
+                return attempt.task(trigger)
+            case _:
+                return "STALE"
+
+
+class Attempt:
+    """One attempt, under one token."""
+
+    def __init__(self, engine: Engine, keys: Keys, armed: Armed, handler: Handler, token: str, watched: bool) -> None:
+        self.engine, self.keys, self.armed, self.handler = engine, keys, armed, handler
+        self.token, self.watched = token, watched
+        self.id = attempt_id(armed.machine.entry, armed.trigger)
+        self.context = engine.instances.context(armed.placed, armed.active.machine, self.id)
+
+    def poll(self, trigger: Poll[Any, Any]) -> str:
+        """Ask once."""
+        pause_ms = trigger.every_ms(self.armed.placed.state, self.armed.tries)
+        try:
+            value = self._invoke(trigger.fn, trigger.timeout_s)
+            if value is not None:
+                return self.record(value)
+            return self.again(pause_ms, "")
+        except Exception as error:
+            return self.again(pause_ms, error_text(error))
+
+    def call(self, fn: Callable[..., Any], timeout_s: float | None, retry: Retry) -> str:
+        """Call once; an exception is tried again, or is the outcome when that was the last attempt."""
+        try:
+            return self.record(self._invoke(fn, timeout_s))
+        except Exception as error:
+            return self.failed(error, retry)
+
+    def task(self, trigger: TaskTrigger[Any, Any]) -> str:
+        """Send the user's task, linked to report its end; looked at again in an hour, and sent again under its id."""
+        try:
+            self.engine.send_linked(trigger.signature_for(self.armed.placed.state), self.id, self.armed.entry)
+        except Exception as error:
+            return self.failed(error, Retry())
+        return self.again(PARK_MS, "")
+
+    # --- what became of it ---------------------------------------------------------------------------------------
+
+    def record(self, value: Any) -> str:
+        """Record an outcome; the first of a race stands."""
+        said, hint = self.engine.driver.run(
+            runs.outcome(self.keys, self.armed.entry, self.armed.kind, encoded(self.engine, self.handler, value))
+        )
+        if hint:
+            self.engine.outbound.hint(self.keys.namespace, self.keys.shard)
+        return said
+
+    def failed(self, error: BaseException, retry: Retry) -> str:
+        """Try again, or give up and let the handler know."""
+        attempts = self.armed.tries + 1
+        if retry.exhausted(error, attempts):
+            return self.record(Failed(error_text(error), attempts))
+        return self.again(retry.jittered_ms(attempts), error_text(error))
+
+    def again(self, delay_ms: int, error: str) -> str:
+        """Run again after a while."""
+        if error:
+            label = self.handler.label(self.armed.placed.module, self.armed.placed.type.name)
+            log.info("%s of operation %s failed: %s", label, self.armed.machine.op, error)
+        steps = runs.again(self.keys, self.armed.entry, self.armed.kind, self.token, delay_ms, 1, error)
+        done = self.engine.driver.run(steps)
+        if self.watched and done:
+            self.engine.outbound.tell(events.retried(self.id, error or "no answer yet"))
+        return "AGAIN" if done else "STALE"
+
+    def _invoke(self, fn: Callable[..., Any], timeout_s: float | None) -> Any:
+        state, context = self.armed.placed.state, self.context
+        if inspect.iscoroutinefunction(fn):
+            return self.engine.run_async(_bounded(fn(state, context), timeout_s))
+        if timeout_s is None:
+            value = fn(state, context)
+        else:
+            with time_limit(f"trigger {self.handler.name}", timeout_s):
+                value = fn(state, context)
+        return self.engine.run_async(_bounded(value, timeout_s)) if inspect.isawaitable(value) else value
+
+
+def encoded(engine: Engine, handler: Handler, value: Any) -> str:
+    """An outcome as JSON.
+
+    Raises:
+        InvalidOutcome: It does not fit the handler's annotation.
+        TooLarge: It is over the limit.
+    """
+    try:
+        text = compact(handler.outcome.check(value))
+    except ValidationProblem as problem:
+        raise InvalidOutcome(f"{handler.name}.{problem.field}".rstrip("."), problem.problem) from None
+    if (size := len(text.encode())) > engine.instances.limit:
+        raise TooLarge(f"outcome of {handler.name}", size, engine.instances.limit)
+    return text
+
+
+async def _bounded(awaitable: Any, timeout_s: float | None) -> Any:
+    try:
+        return await asyncio.wait_for(awaitable, timeout_s)
+    except TimeoutError:
+        raise HandlerTimeout("the trigger", timeout_s) from None

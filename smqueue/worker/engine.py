@@ -1,0 +1,84 @@
+"""What a process that runs machines holds for one executor."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+from celery import Celery
+from celery.canvas import Signature
+
+from smqueue.drain import Drain
+from smqueue.drivers.blocking import Blocking
+from smqueue.executor import Executor
+from smqueue.instances import Instances
+from smqueue.keys import Keys
+from smqueue.leases import Leases
+from smqueue.limits import time_limit
+from smqueue.worker.outbound import CeleryOutbound
+
+
+class Engine:
+    """One executor at work in this process: its drains and leases, made at first use."""
+
+    def __init__(self, app: Celery, executor: Executor, outbound: CeleryOutbound) -> None:
+        self.app, self.executor, self.outbound = app, executor, outbound
+        self._lock = threading.Lock()
+        self._leases: Leases | None = None
+        self._local = threading.local()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop that hosts coroutines, in the process that has one."""
+
+    @property
+    def driver(self) -> Blocking:
+        """The driver."""
+        return self.executor.deployment.driver
+
+    @property
+    def instances(self) -> Instances:
+        """The registered modules, with handlers bounded in time."""
+        instances = self.executor.instances
+        instances.time_limit = time_limit
+        return instances
+
+    @property
+    def namespace(self) -> str:
+        """The namespace."""
+        return self.executor.deployment.settings.namespace
+
+    @property
+    def leases(self) -> Leases:
+        """What this process works on."""
+        if self._leases is None:
+            with self._lock:
+                self._leases = self._leases or Leases(self.driver)
+        return self._leases
+
+    def keys(self, shard: int) -> Keys:
+        """The keys of a shard."""
+        return self.executor.deployment.all_keys()[shard]
+
+    def drain(self, shard: int) -> int:
+        """Work off what is due in a shard."""
+        drains: dict[int, Drain] = self._local.__dict__.setdefault("drains", {})
+        if shard not in drains:
+            drains[shard] = Drain(self.driver, self.keys(shard), self.instances, self.leases, self.outbound)
+        return drains[shard].run()
+
+    def run_async(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine to its end: on the hosting loop if this process has one, else on one of its own."""
+        if self.loop is not None and self.loop.is_running():
+            return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+        return asyncio.run(work)
+
+    def send_linked(self, signature: Any, task_id: str, entry: str) -> None:
+        """Send a user's task so that its end is reported, whichever it is; no result back end is needed."""
+        given = {"entry": entry, "namespace": self.namespace}
+        done: Any = Signature("smqueue.ended", kwargs=given, app=self.app)
+        failed: Any = Signature("smqueue.failed", kwargs=given, app=self.app)
+        sent: Any = self.app.signature(signature).clone()
+        sent.link(done)
+        sent.link_error(failed)
+        sent.apply_async(task_id=task_id)

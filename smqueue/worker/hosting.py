@@ -1,0 +1,205 @@
+"""Coroutines and channel subscriptions: many thousands pending on one event loop, leased, and started elsewhere when
+their process dies."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from smqueue.drivers.channels import Channels
+from smqueue.errors import DefinitionError, SmqueueError
+from smqueue.handlers import Handler
+from smqueue.keys import Keys, new_id
+from smqueue.leases import Lease
+from smqueue.protocols import runs
+from smqueue.protocols.claim import Armed, claim
+from smqueue.retry import Retry
+from smqueue.trigger_types import Channel, Wait
+from smqueue.worker import events
+from smqueue.worker.code import Attempt
+
+if TYPE_CHECKING:
+    from smqueue.worker.engine import Engine
+
+log = logging.getLogger("smqueue.hosting")
+
+CLAIM = 500
+FOR_EVER_S = 10 * 365 * 86_400.0
+
+
+class Hosted:
+    """One pending coroutine, or one machine that listens to a channel."""
+
+    def __init__(self, attempt: Attempt, lease: Lease) -> None:
+        self.attempt, self.lease = attempt, lease
+        self.task: asyncio.Task[None] | None = None
+        self.channel = ""
+
+
+class Host:
+    """Hosts what waits in this process: one thread, one event loop, one pub/sub connection.
+
+    Args:
+        engine: Whose triggers.
+        capacity: How many may be pending here.
+    """
+
+    def __init__(self, engine: Engine, capacity: int) -> None:
+        self._engine, self._capacity = engine, capacity
+        self._hosted: dict[str, Hosted] = {}
+        self._listeners: dict[str, dict[str, Hosted]] = {}
+        self._loop = asyncio.new_event_loop()
+        self._records = ThreadPoolExecutor(4, thread_name_prefix="smqueue-outcomes")
+        self._channels: Channels | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="smqueue-host", daemon=True)
+
+    def start(self) -> None:
+        """Start the loop."""
+        self._thread.start()
+        self._ready.wait(10)
+        self._engine.loop = self._loop
+
+    def stop(self) -> None:
+        """Stop the loop; the leases run out, and others start what was pending."""
+        self._engine.loop = None
+        self._engine.leases.release([one.lease for one in list(self._hosted.values())])
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._records.shutdown(wait=False, cancel_futures=True)
+
+    def __len__(self) -> int:
+        return len(self._hosted)
+
+    def claim(self, keys: Keys) -> bool:
+        """Take over what is due; called by the pump's thread. Returns whether there may be more."""
+        room = min(CLAIM, self._capacity - len(self._hosted))
+        if room <= 0:
+            return False
+        token = new_id()
+        due = self._engine.driver.run(claim(keys, self._engine.instances, room, keys.hosted, token))
+        for one in due.unreadable:
+            log.warning("a trigger cannot be hosted here: %s", one.error)
+        found = [hosted for armed in due.triggers if (hosted := self._host(keys, armed, token, due.watched))]
+        self._engine.leases.add([one.lease for one in found], FOR_EVER_S, self.drop)
+        self._loop.call_soon_threadsafe(self._begin, found)
+        return due.more
+
+    def drop(self, entries: list[str]) -> None:
+        """These are no longer held: their races are over, or another process runs them."""
+        self._loop.call_soon_threadsafe(self._drop, entries)
+
+    # --- on the loop's thread ------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._channels = Channels(self._engine.driver.url, self._heard, self._confirmed)
+        self._loop.create_task(self._channels.run())
+        self._loop.call_soon(self._ready.set)
+        self._loop.run_forever()
+
+    def _host(self, keys: Keys, armed: Armed, token: str, watched: bool) -> Hosted | None:
+        handler = self._engine.instances.handlers(armed.placed).get(armed.trigger)
+        if handler is None:
+            return None
+        attempt = Attempt(self._engine, keys, armed, handler, token, watched)
+        return Hosted(attempt, Lease(keys, keys.hosted, armed.entry, token))
+
+    def _begin(self, found: list[Hosted]) -> None:
+        assert self._channels is not None
+        for one in found:
+            self._end(one.lease.entry)
+            self._hosted[one.lease.entry] = one
+            trigger: Any = one.attempt.handler.trigger
+            if isinstance(trigger, Wait):
+                one.task = self._loop.create_task(self._wait(one, trigger))
+            elif isinstance(trigger, Channel):
+                one.channel = trigger.name_for(one.attempt.armed.placed.state)
+                self._listeners.setdefault(one.channel, {})[one.lease.entry] = one
+                self._channels.want(one.channel)
+        if told := [events.started(one.attempt.id) for one in found if one.attempt.watched]:
+            self._records.submit(self._engine.outbound.tell, *told)
+
+    async def _wait(self, one: Hosted, trigger: Wait[Any, Any]) -> None:
+        attempt = one.attempt
+        try:
+            value = trigger.fn(attempt.armed.placed.state, attempt.context)
+            if not inspect.isawaitable(value):
+                raise DefinitionError(f"wait({trigger.text}): its function returned no awaitable", trigger.where)
+            value = await value
+            await self._call(attempt.record, value)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            try:
+                await self._call(attempt.failed, error, trigger.retry)
+            except SmqueueError as problem:
+                log.warning("an outcome was not recorded, and is tried again: %s", problem)
+        finally:
+            if self._hosted.get(one.lease.entry) is one:
+                self._end(one.lease.entry)
+
+    async def _call(self, fn: Any, *args: Any) -> Any:
+        return await self._loop.run_in_executor(self._records, fn, *args)
+
+    def _confirmed(self, channel: str) -> None:
+        """The server has confirmed a subscription: say so where ``explain`` looks."""
+        leases = [one.lease for one in self._listeners.get(channel, {}).values()]
+        if leases:
+            self._records.submit(self._renew, leases)
+
+    def _renew(self, leases: list[Lease]) -> None:
+        for at in range(0, len(leases), CLAIM):
+            part = leases[at : at + CLAIM]
+            pairs = [(lease.entry, lease.token) for lease in part]
+            self._engine.driver.run(runs.renew(part[0].keys, part[0].schedule, pairs))
+
+    def _heard(self, channel: str, raw: bytes) -> None:
+        for entry, one in list(self._listeners.get(channel, {}).items()):
+            trigger: Any = one.attempt.handler.trigger
+            try:
+                message = trigger.message(raw, one.attempt.handler.outcome)
+                if not trigger.accepts(message, one.attempt.armed.placed.state):
+                    continue
+            except Exception as error:  # a bad message is the sender's fault, and no reason to stop listening
+                self._records.submit(_told, self._label(one.attempt.handler, one), error)
+                continue
+            self._end(entry)
+            self._records.submit(self._record, one, message)
+
+    def _record(self, one: Hosted, message: Any) -> None:
+        try:
+            one.attempt.record(message)
+        except SmqueueError as error:
+            log.warning("%s: a message was not recorded: %s", self._label(one.attempt.handler, one), error)
+            one.attempt.failed(error, Retry())
+
+    def _label(self, handler: Handler, one: Hosted) -> str:
+        return handler.label(one.attempt.armed.placed.module, one.attempt.armed.placed.type.name)
+
+    def _drop(self, entries: list[str]) -> None:
+        for entry in entries:
+            self._end(entry)
+
+    def _end(self, entry: str) -> None:
+        one = self._hosted.pop(entry, None)
+        if one is None:
+            return
+        self._engine.leases.release([one.lease])
+        if one.task is not None and one.task is not asyncio.current_task(self._loop):
+            one.task.cancel()
+        if one.channel:
+            listeners = self._listeners.get(one.channel, {})
+            listeners.pop(entry, None)
+            if not listeners:
+                self._listeners.pop(one.channel, None)
+                assert self._channels is not None
+                self._channels.unwant(one.channel)
+
+
+def _told(label: str, error: Exception) -> None:
+    log.warning("%s: a message is left out: %s: %s", label, type(error).__name__, error)

@@ -1,0 +1,21 @@
+"""Installing smqueue on a Celery application, once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from smqueue.worker.engine import Engine
+from smqueue.worker.steps import Pump
+from smqueue.worker.tasks import Engines, register
+
+
+def install(app: Celery, engine: Engine) -> None:
+    """Add an executor to an application; the first one brings tasks and worker steps."""
+    owner: Any = app
+    if not hasattr(owner, "smqueue_engines"):
+        owner.smqueue_engines = Engines(app)
+        register(app, owner.smqueue_engines)
+        owner.steps["worker"].add(Pump)
+    owner.smqueue_engines.add(engine)

@@ -1,0 +1,94 @@
+"""The way to the broker, over Celery."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from celery import Celery
+
+from smqueue.instances import Instances
+from smqueue.protocols.claim import Armed
+from smqueue.protocols.transition import attempt_id
+from smqueue.records import Active, Placed
+from smqueue.worker import events
+from smqueue.worker.settings import queue_of
+
+log = logging.getLogger("smqueue.outbound")
+
+HINT_EXPIRES_S = 30
+"""A hint that nobody took for this long says nothing any more: workers that start look for themselves."""
+
+
+class CeleryOutbound:
+    """Sends hints, triggers and users' tasks."""
+
+    def __init__(self, app: Celery, namespace: Callable[[], str], instances: Callable[[], Instances]) -> None:
+        self._app: Any = app
+        self._namespace, self._instances = namespace, instances
+        self._events = events.Events(app)
+        self._failing = False
+
+    def hint(self, namespace: str, shard: int) -> None:
+        """See ``Outbound``; one that cannot be sent is not needed: the pump of a worker finds what is due."""
+        queue = queue_of(self._app, "smqueue_transition_queue")
+        self._send("smqueue.transition", (namespace, shard), queue=queue, expires=HINT_EXPIRES_S)
+
+    def trigger(self, armed: Armed) -> None:
+        """See ``Outbound``."""
+        op, machine = armed.machine.op, armed.active.machine
+        self._send(
+            "smqueue.trigger",
+            (op, machine, armed.entry, armed.kind, self._namespace()),
+            task_id=attempt_id(armed.machine.entry, armed.trigger),
+            queue=queue_of(self._app, "smqueue_trigger_queue"),
+            shadow=f"{armed.placed.module}.{armed.placed.type.name}/{armed.trigger}",
+            argsrepr=repr((op, machine)),
+            kwargsrepr="{}",
+        )
+
+    def send_task(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str, options: Mapping[str, Any]
+    ) -> None:
+        """See ``Outbound``."""
+        self._app.send_task(name, args=list(args), kwargs=dict(kwargs), **{"task_id": task_id, **options})
+
+    def armed(self, placed: Placed, active: Active, arming: str) -> None:
+        """See ``Outbound``."""
+        queue = queue_of(self._app, "smqueue_trigger_queue")
+        told = [
+            events.sent(
+                attempt_id(f"{placed.record}:{arming}", name), handler.label(placed.module, placed.type.name), placed.op,
+                active.machine, queue,
+            )
+            for name, handler in self._instances().handlers(placed).items()
+        ]  # fmt: skip
+        self._events.send(*told)
+
+    def ended(self, placed: Placed, active: Active, arming: str, armed: Mapping[str, Any], won: str | None) -> None:
+        """See ``Outbound``."""
+        entry = f"{placed.record}:{arming}"
+        told = [
+            events.won(attempt_id(entry, name), "won", active.at_us)
+            if name == won
+            else events.lost(attempt_id(entry, name))
+            for name in armed
+        ]
+        self._events.send(*told)
+
+    def tell(self, *told: tuple[str, dict[str, Any]]) -> None:
+        """Send events of one trigger."""
+        self._events.send(*told)
+
+    def _send(self, name: str, args: tuple[Any, ...], **options: Any) -> None:
+        try:
+            self._app.send_task(name, args=args, ignore_result=True, retry=False, **options)
+        except Exception as error:  # kombu raises a dozen kinds; all mean that the broker did not take it
+            if not self._failing:
+                log.warning("the broker takes no messages; what is due is found without them, later: %s", error)
+            self._failing = True
+            return
+        if self._failing:
+            log.warning("the broker takes messages again")
+        self._failing = False

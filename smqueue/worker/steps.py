@@ -1,0 +1,119 @@
+"""The worker steps: a pump that wakes what falls due, and a host for what waits in memory. They run in the worker's
+main process, whatever its pool."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+from celery import bootsteps
+
+from smqueue.errors import SmqueueError
+from smqueue.protocols.claim import pump
+from smqueue.worker.engine import Engine
+from smqueue.worker.hosting import Host
+from smqueue.worker.settings import queue_of, whole
+
+log = logging.getLogger("smqueue.worker")
+
+LONGEST_S = 0.2
+"""The pump looks at least this often: an earlier deadline may have come meanwhile."""
+WATCHED_S = 1.0
+WATCHED_KEPT_S = 5
+BACK_OFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+CAPACITY = 20_000
+
+
+class Pump(bootsteps.StartStopStep):
+    """For each executor: wake what falls due, host what waits in memory."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._hosts: list[Host] = []
+
+    def start(self, parent: Any) -> None:
+        """Start a thread for each executor of the worker's application."""
+        worker: Any = parent
+        worker.app.smqueue_hostname = worker.hostname
+        _check_queues(worker)
+        for engine in worker.app.smqueue_engines:
+            thread = threading.Thread(target=self._run, args=(worker, engine), name="smqueue-pump", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002
+        """Stop waking and hosting; what is running goes on to its end."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(5)
+        for host in self._hosts:
+            host.stop()
+
+    def terminate(self, parent: Any) -> None:
+        """As ``stop``: what is left behind is leased."""
+        self.stop(parent)
+
+    def _run(self, worker: Any, engine: Engine) -> None:
+        host: Host | None = None
+        failures, told_at = 0, 0.0
+        while not self._stopping.is_set():
+            try:
+                if host is None:
+                    keys = engine.executor.deployment.all_keys()
+                    _ = engine.driver, engine.leases
+                    host = Host(engine, whole(worker.app, "smqueue_wait_capacity", CAPACITY))
+                    host.start()
+                    self._hosts.append(host)
+                    log.info("namespace %s: watching %d shard(s)", engine.namespace, len(keys))
+                if time.monotonic() - told_at > WATCHED_S and _watched(worker):
+                    told_at = time.monotonic()
+                    for keys in engine.executor.deployment.all_keys():
+                        engine.driver.command("SET", keys.watched, "1", "EX", WATCHED_KEPT_S)
+                wait_s = self._round(engine, host)
+                if failures:
+                    log.warning("namespace %s: Redis answers again", engine.namespace)
+                failures = 0
+            except SmqueueError as error:
+                if failures == 0:
+                    log.error("%s; trying again until it answers", error)
+                wait_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
+                failures += 1
+            except Exception:
+                log.exception("the pump failed, and goes on")
+                wait_s = BACK_OFF_S[-1]
+            self._stopping.wait(wait_s)
+
+    def _round(self, engine: Engine, host: Host) -> float:
+        """Look at each shard once; returns how long nothing is due, in seconds."""
+        wait_ms = LONGEST_S * 1000
+        for keys in engine.executor.deployment.all_keys():
+            next_ms, hint, hosted = engine.driver.run(pump(keys, hosted=True))
+            if hint:
+                engine.outbound.hint(keys.namespace, keys.shard)
+            if hosted and host.claim(keys):
+                next_ms = 0
+            wait_ms = min(wait_ms, max(next_ms, 5 if not hosted else 20))
+        return wait_ms / 1000
+
+
+def _watched(worker: Any) -> bool:
+    """Whether this worker's events are on, as Flower turns them on."""
+    dispatcher: Any = getattr(getattr(worker, "consumer", None), "event_dispatcher", None)
+    return bool(dispatcher is not None and dispatcher.enabled)
+
+
+def _check_queues(worker: Any) -> None:
+    """Say so when this worker consumes none of our queues: nothing would move, silently."""
+    ours = {queue_of(worker.app, f"smqueue_{which}_queue") for which in ("trigger", "transition")}
+    consumed = set(worker.app.amqp.queues.consume_from)
+    if not ours & consumed:
+        names, given = ", ".join(sorted(ours)), ", ".join(sorted(consumed))
+        log.warning(
+            "this worker consumes %s, but smqueue's messages go to %s: start one with -Q %s", given, names, names
+        )

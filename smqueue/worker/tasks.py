@@ -1,0 +1,109 @@
+"""The Celery tasks. All but ``smqueue.add`` and ``smqueue.signal`` are hints: they carry ids, and may be lost or doubled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import Ignore
+
+from smqueue.drain import error_text
+from smqueue.errors import UnknownModule
+from smqueue.protocols import runs
+from smqueue.relay import machine_from_json
+from smqueue.retry import Failed
+from smqueue.worker.code import encoded, run_trigger
+from smqueue.worker.engine import Engine
+
+HARD_LIMIT_S = 600
+"""A drain ends after a second; one that takes this long is stuck in code that cannot be interrupted."""
+
+
+class Engines:
+    """The engines of an application, by namespace."""
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+        self._engines: list[Engine] = []
+
+    def add(self, engine: Engine) -> None:
+        """Register an engine; namespaces are read at first use."""
+        self._engines.append(engine)
+
+    def __iter__(self) -> Any:
+        return iter(self._engines)
+
+    def get(self, namespace: str | None) -> Engine:
+        """The engine of a namespace; the only one there is, unless given.
+
+        Raises:
+            UnknownModule: There is none.
+        """
+        found = [engine for engine in self._engines if namespace in {None, engine.namespace}]
+        if len(found) != 1:
+            raise UnknownModule(f"(namespace {namespace})", ", ".join(engine.namespace for engine in self._engines))
+        return found[0]
+
+
+def register(app: Any, engines: Engines) -> None:
+    """Define smqueue's tasks on an application."""
+    hint: dict[str, Any] = {"ignore_result": True, "acks_late": False, "shared": False}
+
+    @app.task(name="smqueue.transition", time_limit=HARD_LIMIT_S, **hint)
+    def transition(namespace: str, shard: int) -> None:
+        engines.get(namespace).drain(shard)
+
+    @app.task(name="smqueue.trigger", **hint)
+    def trigger(operation_id: str, _machine_id: str, entry: str, kind: str, namespace: str) -> None:
+        engine = engines.get(namespace)
+        run_trigger(engine, engine.executor.deployment.keys(operation_id), entry, kind)
+        raise Ignore  # how the race ends is told by the transition; Celery's own "succeeded" would be wrong
+
+    @app.task(name="smqueue.ended", **hint)
+    def ended(result: Any = None, *, entry: str, namespace: str) -> None:
+        _record(engines.get(namespace), entry, result)
+
+    @app.task(name="smqueue.failed", **hint)
+    def failed(_request: Any, exc: Any = None, _traceback: Any = None, *, entry: str, namespace: str) -> None:
+        error = error_text(exc) if isinstance(exc, BaseException) else "task failed"
+        _record(engines.get(namespace), entry, Failed(error, 1))
+
+    @app.task(name="smqueue.add", shared=False, ignore_result=False)
+    def add(machines: Sequence[Mapping[str, Any]], exist_ok: bool = False, namespace: str | None = None) -> list[str]:
+        engine = engines.get(namespace)
+        given = [machine_from_json(engine.instances, machine) for machine in machines]
+        return [str(machine) for machine in engine.executor.add_state_machines(given, exist_ok)]
+
+    @app.task(name="smqueue.signal", shared=False, ignore_result=False)
+    def signal(
+        operation_id: str,
+        signal: str,
+        payload: Any = None,
+        id: str | None = None,
+        module: str | None = None,
+        machine: str | None = None,
+        namespace: str | None = None,
+    ) -> str:
+        executor = engines.get(namespace).executor
+        done = executor.signal(operation_id, signal, payload, module=module, machine=machine, id=id)
+        return done.value
+
+
+def _record(engine: Engine, entry: str, value: Any) -> None:
+    """The end of a user's task is the outcome of its trigger."""
+    for keys in engine.executor.deployment.all_keys():
+        armed = engine.driver.run(runs.peek(keys, engine.instances, entry))
+        if armed is None:
+            continue
+        handler = engine.instances.handlers(armed.placed).get(armed.trigger)
+        if handler is None:
+            return
+        try:
+            text = encoded(engine, handler, value)
+        except Exception as error:
+            text = encoded(engine, handler, Failed(error_text(error), 1))
+        _, hint = engine.driver.run(runs.outcome(keys, entry, armed.kind, text))
+        if hint:
+            engine.outbound.hint(keys.namespace, keys.shard)
+        return
