@@ -1,6 +1,7 @@
 """Durable state machines on Celery and Redis."""
 
 from smqueue.builder import ExecutorBuilder
+from smqueue.client import Client
 from smqueue.errors import (
     AmbiguousModule,
     AwaitTimeout,
@@ -75,6 +76,7 @@ __all__ = [
     "ActiveState",
     "AmbiguousModule",
     "AwaitTimeout",
+    "Client",
     "CommitFailed",
     "Context",
     "CrossShard",

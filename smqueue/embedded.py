@@ -238,14 +238,15 @@ class EmbeddedServer:
             configuration.write(os.fsencode(self._configuration()))
             configuration.seek(0)
             self._log_start = log.tell()
-            command = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), str(lock), str(binary.path)]
+            ours = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), str(lock)]
             self._process = subprocess.Popen(  # noqa: S603  our own script
-                [*command, *map(str, self._private)],
+                [*ours, os.pathsep.join(map(str, self._private)), str(binary.path), "-"],
                 stdin=configuration,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 pass_fds=(lock,),
                 start_new_session=True,
+                umask=0o077,
                 cwd=self.data,
             )
         if self._process.stdout is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from smqueue.deployment import Deployment
-from smqueue.drivers.doorbell import Doorbell
-from smqueue.errors import AmbiguousModule, AwaitTimeout, InvalidInput, UnknownModule
+from smqueue.drivers.doorbell import wait_for
+from smqueue.errors import AmbiguousModule, InvalidInput, UnknownModule
 from smqueue.explain import Explanation, explain
 from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id
@@ -63,7 +62,7 @@ class Executor:
     @property
     def notifier(self) -> Notifier:
         """Subscriptions to state changes."""
-        return Notifier(self._deployment, self.instances)
+        return Notifier(self._deployment, self.instances.decode)
 
     # --- writing -------------------------------------------------------------------------------------------------
 
@@ -282,18 +281,8 @@ class Executor:
         )
 
     def _until(self, keys: Keys, op: str, look: Callable[[], T | None], timeout: Timeout, what: str) -> T:
-        """Look, and look again when the operation's bell rings; subscribed before the first look."""
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        until = None if seconds is None else time.monotonic() + seconds
-        if (already := look()) is not None:
-            return already
-        with Doorbell(self._deployment.settings.url, keys.bell(op)) as bell:
-            while (found := look()) is None:
-                left = 2.0 if until is None else until - time.monotonic()
-                if left <= 0:
-                    raise AwaitTimeout(what, seconds)
-                bell.wait(left)
-            return found
+        return wait_for(self._deployment.settings.url, keys.bell(op), look, seconds, what)
 
     # --- steering ------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from smqueue.errors import (
     InvalidState,
     NewerRecord,
     NotRegistered,
+    SmqueueError,
     TooLarge,
     UndecodableRecord,
     UnknownModule,
@@ -197,6 +198,13 @@ class Instances:
         except Exception as error:  # a migration is the user's code
             raise UndecodableRecord(f"{parsed.type}: {type(error).__name__}: {error}") from None
         return instance, Placed(op, parsed.module, state_type, state, field, digest(op, field))
+
+    def decode(self, op: str, field: str, version: int) -> State | None:
+        """The state of a stored record; ``None`` when it cannot be decoded here."""
+        try:
+            return self.load(op, field, version)[1].state
+        except SmqueueError:
+            return None
 
     # --- handlers ------------------------------------------------------------------------------------------------
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from smqueue.deployment import Deployment
 from smqueue.drivers.doorbell import Doorbell
-from smqueue.errors import HistoryRewound, SmqueueError, UpdatesLost
-from smqueue.instances import Instances
+from smqueue.errors import HistoryRewound, UpdatesLost
 from smqueue.keys import Keys
 from smqueue.protocols.arming import first_entry
 from smqueue.protocols.spawn import parse_pairs
 from smqueue.queries import MachineId, moment
 from smqueue.records import Field, compact
 from smqueue.roundtrip import Steps, read
-from smqueue.states import State
 
 PAGE = 500
+Decode = Callable[[str, str, int], Any]
+"""Operation, stored field and version → the state, or ``None`` when it cannot be decoded here."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Update:
         step: Of the machine; 1 is the state that it was added in.
         sequence: Of the operation, from 0, without gaps: what ``subscribe(after=…)`` resumes from.
         state: The state entered; for a cancelled machine the one that it was in. ``None`` when this process cannot
-            decode it (it lacks the module, or newer code wrote it).
+            decode it (it lacks the module, or newer code wrote it). A ``Client`` gets its JSON form.
         terminal: Whether the machine has ended with it.
         at: When, by Redis's clock, UTC.
         merged_into: The machine that goes on in its place, when both reached one active state.
@@ -49,7 +50,7 @@ class Update:
     machine_id: MachineId
     step: int
     sequence: int
-    state: State | None
+    state: Any
     terminal: bool
     at: datetime
     merged_into: MachineId | None = None
@@ -60,8 +61,8 @@ class Update:
 class Notifier:
     """Subscriptions to one deployment."""
 
-    def __init__(self, deployment: Deployment, instances: Instances) -> None:
-        self._deployment, self._instances = deployment, instances
+    def __init__(self, deployment: Deployment, decode: Decode) -> None:
+        self._deployment, self._decode = deployment, decode
 
     def subscribe(
         self, operation_id: str, module: str | None = None, after: int | None = None, *,
@@ -81,7 +82,7 @@ class Notifier:
         Raises:
             HistoryRewound: From the iterator: the history is shorter than what was read of it.
         """
-        return Subscription(self._deployment, self._instances, operation_id, module, after, _seconds(timeout))
+        return Subscription(self._deployment, self._decode, operation_id, module, after, _seconds(timeout))
 
     def subscribe_all(self, module: str | None = None, *, timeout: timedelta | float | None = None) -> Feed:
         """Follow all operations, from now on: what happened before is not told.
@@ -98,7 +99,7 @@ class Notifier:
         Raises:
             UpdatesLost: From the iterator, with their number; iterating on goes on with the later ones.
         """
-        return Feed(self._deployment, self._instances, module, _seconds(timeout))
+        return Feed(self._deployment, self._decode, module, _seconds(timeout))
 
 
 def _seconds(timeout: timedelta | float | None) -> float | None:
@@ -109,10 +110,10 @@ class Subscription:
     """The updates of one operation."""
 
     def __init__(
-        self, deployment: Deployment, instances: Instances, op: str, module: str | None, after: int | None,
+        self, deployment: Deployment, decode: Decode, op: str, module: str | None, after: int | None,
         timeout_s: float | None,
     ) -> None:  # fmt: skip
-        self._deployment, self._instances, self._op, self._module = deployment, instances, op, module
+        self._deployment, self._decode, self._op, self._module = deployment, decode, op, module
         self._timeout_s = timeout_s
         self._keys = deployment.keys(op)
         self._cursor = 0 if after is None else after + 1
@@ -153,7 +154,7 @@ class Subscription:
         if length < self._cursor and not (length == 0 and self._cursor <= 1):
             raise HistoryRewound(self._op, length, self._cursor)
         for line in lines:
-            update = read_entry(self._instances, self._op, self._cursor, line)
+            update = read_entry(self._decode, self._op, self._cursor, line)
             self._cursor += 1
             if self._module is None or update.module == self._module:
                 self._ready.append(update)
@@ -163,10 +164,8 @@ class Subscription:
 class Feed:
     """The updates of all operations."""
 
-    def __init__(
-        self, deployment: Deployment, instances: Instances, module: str | None, timeout_s: float | None
-    ) -> None:
-        self._deployment, self._instances, self._module, self._timeout_s = deployment, instances, module, timeout_s
+    def __init__(self, deployment: Deployment, decode: Decode, module: str | None, timeout_s: float | None) -> None:
+        self._deployment, self._decode, self._module, self._timeout_s = deployment, decode, module, timeout_s
         self._ready: deque[Update | UpdatesLost] = deque()
         self._cursors: dict[int, tuple[bytes, int]] = {}
         shards = deployment.all_keys()
@@ -214,20 +213,15 @@ class Feed:
             return False
         self._cursors[keys.shard] = (entries[-1][0], max(count, trimmed) + len(entries))
         for _, op, line, sequence in entries:
-            update = read_entry(self._instances, op.decode(), sequence, line)
+            update = read_entry(self._decode, op.decode(), sequence, line)
             if self._module is None or update.module == self._module:
                 self._ready.append(update)
         return True
 
 
-def read_entry(instances: Instances, op: str, sequence: int, line: bytes) -> Update:
+def read_entry(decode: Decode, op: str, sequence: int, line: bytes) -> Update:
     """One entry of a history, decoded."""
     data = json.loads(line)
-    state: State | None = None
-    try:
-        state = instances.load(op, data["to"], data["version"])[1].state
-    except SmqueueError:
-        state = None
     merged = data.get("merged")
     return Update(
         operation_id=op,
@@ -235,7 +229,7 @@ def read_entry(instances: Instances, op: str, sequence: int, line: bytes) -> Upd
         machine_id=MachineId(data["machine"]),
         step=data["step"],
         sequence=sequence,
-        state=state,
+        state=decode(op, data["to"], data["version"]),
         terminal=bool(data.get("terminal")),
         at=moment(data["at"]),
         merged_into=MachineId(merged) if merged else None,

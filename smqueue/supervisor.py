@@ -1,11 +1,13 @@
-"""The process between smqueue and its embedded server: it ends the server once the process that asked for it is gone.
+"""The process between smqueue and a process that it started: it ends that one when the process that asked for it is gone.
 
-Started as a script by ``smqueue.embedded`` (standard library only, so that it is up in some 30 ms). It works alike on
-Linux and macOS, from any thread of the parent, and when the parent is killed with SIGKILL. A parent-death signal would
-be Linux only and fire when the *thread* that spawned the server ends; a pipe would be held open by forked children.
-Being the server's parent, it never signals a process id that has been given to another process since.
+Started as a script by ``smqueue.embedded`` and ``smqueue.processes`` (standard library only, so that it is up in some
+30 ms). It works alike on Linux and macOS, from any thread of the parent, and when the parent is killed with SIGKILL. A
+parent-death signal would be Linux only and fire when the *thread* that spawned the process ends; a pipe would be held
+open by forked children. It leads the process group of all that it starts, so that a group's number never belongs to
+anybody else while it is signalled, and takes the whole group with it when it ends: of a killed worker nothing lives on.
 
-Held by ``tests/integration/test_embedded.py::test_the_server_dies_with_a_killed_parent``.
+Held by ``test_the_server_dies_with_a_killed_parent`` and ``test_nothing_outlives_a_killed_parent`` in
+``tests/integration``.
 """
 
 from __future__ import annotations
@@ -17,59 +19,60 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 LOOK_EVERY_S = 0.2
 """How often the parent is looked for."""
 
 GRACE_S = 10
-"""How long an orphaned server may take to write its last data before it is killed."""
+"""How long an orphan may take to end well (a server writes its last data) before it is killed."""
 
 
-def supervise(parent: int, lock: int, binary: str, private: list[str]) -> int:
-    """Run the server until it ends, or until ``parent`` is gone.
+def supervise(parent: int, kept: int, private: Sequence[str], command: Sequence[str]) -> int:
+    """Run a command until it ends, or until ``parent`` is gone. Its process id goes to standard output, as a line.
 
     Args:
-        parent: The process id of the process that wants the server.
-        lock: The descriptor of the data directory's lock, for the server to hold.
-        binary: The server; it reads its configuration from standard input.
+        parent: The process id of the process that wants it.
+        kept: A descriptor for it to hold, such as that of a lock; -1 for none.
         private: Directories that are of no use without the parent, and removed with it.
+        command: What to run; its standard input is ours, and all of its output goes to our standard error.
 
     Returns:
-        The server's exit status.
+        Its exit status.
     """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # inherited from the thread that started us
-    os.umask(0o077)
-    server: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | None = None
     stopping, ended, orphaned = threading.Event(), threading.Event(), threading.Event()
 
     def stop(*_: Any) -> None:
         stopping.set()
-        if server is not None:
-            server.terminate()
+        if process is not None:
+            process.terminate()
 
-    def watch(server: subprocess.Popen[bytes]) -> None:
+    def watch(process: subprocess.Popen[bytes]) -> None:
         while os.getppid() == parent:
             if ended.wait(LOOK_EVERY_S):
                 return
         orphaned.set()
-        server.terminate()
+        process.terminate()
         if not ended.wait(GRACE_S):
-            server.kill()
+            process.kill()
 
     signal.signal(signal.SIGTERM, stop)
     try:
-        server = subprocess.Popen([binary, "-"], stdout=sys.stderr, pass_fds=(lock,))  # noqa: S603  the chosen server
+        process = subprocess.Popen(command, stdout=sys.stderr, pass_fds=[kept] if kept >= 0 else [])  # noqa: S603
     except OSError as error:
-        sys.stderr.write(f"{binary} cannot be run: {error}\n")
+        sys.stderr.write(f"{command[0]} cannot be run: {error}\n")
         return 1
-    os.close(lock)  # now the lock lives exactly as long as the server
-    threading.Thread(target=watch, args=(server,), daemon=True).start()
-    if stopping.is_set():  # asked to while the server was being spawned
-        server.terminate()
+    if kept >= 0:
+        os.close(kept)  # now a lock lives exactly as long as its holder
+    threading.Thread(target=watch, args=(process,), daemon=True).start()
+    if stopping.is_set():  # asked to while it was being spawned
+        process.terminate()
     with contextlib.suppress(BrokenPipeError):  # the parent is gone already: the watch will see it
-        os.write(1, b"%d\n" % server.pid)
-    status = server.wait()
+        os.write(1, b"%d\n" % process.pid)
+    status = process.wait()
     ended.set()
     if orphaned.is_set():
         for directory in private:
@@ -77,5 +80,15 @@ def supervise(parent: int, lock: int, binary: str, private: list[str]) -> int:
     return status
 
 
+def main(parent: str, kept: str, private: str, *command: str) -> None:
+    """Supervise, say the exit status to a parent that listens, and end with all that is left of the group."""
+    status = supervise(int(parent), int(kept), list(filter(None, private.split(os.pathsep))), command)
+    with contextlib.suppress(OSError):
+        os.write(1, b"%d\n" % status)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(supervise(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:]))
+    main(*sys.argv[1:])

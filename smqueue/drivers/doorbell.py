@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import redis
 
 from smqueue.drivers.connect import LOST, pool_of
+from smqueue.errors import AwaitTimeout
+
+T = TypeVar("T")
 
 LONGEST_S = 2.0
 """One look at the latest after this long: a ring that was lost with a connection delays, and loses nothing."""
@@ -72,3 +76,21 @@ class Doorbell:
             pubsub.close()
             return
         self._pubsub = pubsub
+
+
+def wait_for(url: str, bell_channel: str, look: Callable[[], T | None], seconds: float | None, what: str) -> T:
+    """Look, and look again when a bell rings; subscribed before the look that counts, so nothing between is missed.
+
+    Raises:
+        AwaitTimeout: ``look`` was in vain for so long.
+    """
+    until = None if seconds is None else time.monotonic() + seconds
+    if (already := look()) is not None:
+        return already
+    with Doorbell(url, bell_channel) as bell:
+        while (found := look()) is None:
+            left = 2.0 if until is None else until - time.monotonic()
+            if left <= 0:
+                raise AwaitTimeout(what, seconds)
+            bell.wait(left)
+        return found

@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,12 @@ class Host:
     Args:
         engine: Whose triggers.
         capacity: How many may be pending here.
+        wake: Called, on the loop, when a client without a broker rings for the pump.
     """
 
-    def __init__(self, engine: Engine, capacity: int) -> None:
-        self._engine, self._capacity = engine, capacity
+    def __init__(self, engine: Engine, capacity: int, wake: Callable[[], None]) -> None:
+        self._engine, self._capacity, self._wake = engine, capacity, wake
+        self._wakers = {keys.wake for keys in engine.executor.deployment.all_keys()}
         self._hosted: dict[str, Hosted] = {}
         self._listeners: dict[str, dict[str, Hosted]] = {}
         self._loop = asyncio.new_event_loop()
@@ -98,6 +101,8 @@ class Host:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._channels = Channels(self._engine.driver.url, self._heard, self._confirmed)
+        for channel in self._wakers:
+            self._channels.want(channel)
         self._loop.create_task(self._channels.run())
         self._loop.call_soon(self._ready.set)
         self._loop.run_forever()
@@ -159,6 +164,9 @@ class Host:
             self._engine.driver.run(runs.renew(part[0].keys, part[0].schedule, pairs))
 
     def _heard(self, channel: str, raw: bytes) -> None:
+        if channel in self._wakers:
+            self._wake()
+            return
         for entry, one in list(self._listeners.get(channel, {}).items()):
             trigger: Any = one.attempt.handler.trigger
             try:

@@ -34,6 +34,7 @@ class Pump(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         self._stopping = threading.Event()
+        self._wakes: list[threading.Event] = []
         self._threads: list[threading.Thread] = []
         self._hosts: list[Host] = []
 
@@ -50,6 +51,8 @@ class Pump(bootsteps.StartStopStep):
     def stop(self, parent: Any) -> None:  # noqa: ARG002
         """Stop waking and hosting; what is running goes on to its end."""
         self._stopping.set()
+        for wake in self._wakes:
+            wake.set()
         for thread in self._threads:
             thread.join(5)
         for host in self._hosts:
@@ -61,13 +64,15 @@ class Pump(bootsteps.StartStopStep):
 
     def _run(self, worker: Any, engine: Engine) -> None:
         host: Host | None = None
+        wake = threading.Event()
+        self._wakes.append(wake)
         failures, told_at = 0, 0.0
         while not self._stopping.is_set():
             try:
                 if host is None:
                     keys = engine.executor.deployment.all_keys()
                     _ = engine.driver, engine.leases
-                    host = Host(engine, whole(worker.app, "smqueue_wait_capacity", CAPACITY))
+                    host = Host(engine, whole(worker.app, "smqueue_wait_capacity", CAPACITY), wake.set)
                     host.start()
                     self._hosts.append(host)
                     log.info("namespace %s: watching %d shard(s)", engine.namespace, len(keys))
@@ -87,7 +92,8 @@ class Pump(bootsteps.StartStopStep):
             except Exception:
                 log.exception("the pump failed, and goes on")
                 wait_s = BACK_OFF_S[-1]
-            self._stopping.wait(wait_s)
+            wake.wait(wait_s)
+            wake.clear()
 
     def _round(self, engine: Engine, host: Host) -> float:
         """Look at each shard once; returns how long nothing is due, in seconds."""

@@ -94,7 +94,7 @@ def redis_url(celery_broker: CeleryTestBroker) -> str:
 # --- workers ---
 
 # pytest-celery's image has neither smqueue nor a Python that is new enough.
-celery_base_worker_image = build(
+celery_base_worker_image = build(  # pyright: ignore[reportCallIssue]  its fixture fills in the rest
     path=str(ROOT), dockerfile=str(Path(__file__).with_name("Dockerfile")), tag="smqueue-tests/worker:latest"
 )
 
@@ -112,7 +112,7 @@ def default_worker_env(default_worker_env: dict[str, str]) -> dict[str, str]:
 
 
 def _worker_container() -> Any:
-    return container(
+    return container(  # pyright: ignore[reportCallIssue]  its fixture fills in the rest
         image="{celery_base_worker_image.id}",
         ports=fxtr("default_worker_ports"),
         environment=fxtr("default_worker_env"),

@@ -6,9 +6,11 @@ triggers race as in the seed.
 
 from __future__ import annotations
 
+import os
 import time
-from typing import Any
+from typing import Any, cast
 
+import redis
 from celery import Celery
 from celery.signals import celeryd_init, worker_ready
 
@@ -16,6 +18,7 @@ from smqueue import Executor, ExecutorBuilder, Module, State, Transaction, chann
 
 BY_SIGNAL, BY_CHANNEL, LOAD = "42", "42-by-channel", "load"
 CHANNEL = "broadcast"
+READY = "ready"
 HANDLER_S = 0.02
 
 # --- the broadcast as a signal ---
@@ -137,5 +140,12 @@ def note_name(sender: str, **_: Any) -> None:
 
 @worker_ready.connect
 def note_ready(sender: Any, **_: Any) -> None:
-    """Note by Redis's clock when this worker was ready."""
-    executor.autocommit(lambda tx: tx.hset("ready", sender.hostname, tx.now().isoformat()), module=LOAD)
+    """Note when this worker was ready, in seconds of Redis's clock, which the test shares."""
+    with redis.Redis.from_url(os.environ["SMQUEUE_URL"]) as client:
+        client.hset(READY, sender.hostname, seconds(client))
+
+
+def seconds(client: redis.Redis) -> float:
+    """The time by Redis's clock."""
+    whole, millionths = cast("tuple[int, int]", client.time())
+    return whole + millionths / 1_000_000

@@ -123,7 +123,7 @@ def test_a_plan_is_made_by_its_seed() -> None:
 
 
 def test_no_race_of_the_plan_is_left_to_luck() -> None:
-    """What is to be paid has ten minutes, what is to expire has seconds and gets all it ever gets before it is added."""
+    """What is to be paid has ten minutes; what is to expire has seconds, and gets all it gets before it is added."""
     for order in make_plan(500, 3):
         if expected(order).finals["orders"] == "Shipped":
             assert order.state.patience == PATIENT
@@ -179,11 +179,10 @@ def test_an_expectation_refuses_what_differs() -> None:
 def test_a_case_is_replayed(tx: Any) -> None:
     """The path of a case records its trace, an activity that is repeated too; the last event closes it."""
     case = Case("c", [Event(activity, None) for activity in ("open", "wait", "wait", "close")])
-    state: Any = machine_of(case).state
-    path = [state]
+    path: list[Any] = [machine_of(case).state]
     for happened in signals_of(case):
-        path.append(state := moved(tx, state, happened))
-    assert state == Closed("c", 4, "close")
+        path.append(moved(tx, path[-1], happened))
+    assert path[-1] == Closed("c", 4, "close")
     assert trace_of(path) == ["open", "wait", "wait", "close"]
     assert len(set(path)) == 5
 

@@ -29,7 +29,10 @@ LOG = """<?xml version="1.0" encoding="utf-8" ?>
     <event><date key="time:timestamp" value="yesterday" /></event>
   </trace>
   <trace><string key="concept:name" value="A" /></trace>
-  <trace><string key="concept:name" value="A#2" /><event><string key="concept:name" value="&lt;é&#10;" /></event></trace>
+  <trace>
+    <string key="concept:name" value="A#2" />
+    <event><string key="concept:name" value="&lt;é&#10;" /></event>
+  </trace>
   <trace><string key="concept:name" value="A" /></trace>
   <trace />
   <event><string key="concept:name" value="of no case" /></event>
