@@ -84,6 +84,18 @@ class Notifier:
         """
         return Subscription(self._deployment, self._decode, operation_id, module, after, _seconds(timeout))
 
+    def history(self, operation_id: str) -> list[Update]:
+        """What has happened in one operation so far, in order; empty when it has never been started."""
+        keys = self._deployment.keys(operation_id)
+        found: list[Update] = []
+        while True:
+            _, lines = self._deployment.driver.run(_history(keys, operation_id, len(found)))
+            found += [
+                read_entry(self._decode, operation_id, len(found) + at, line) for at, line in enumerate(lines)
+            ]
+            if len(lines) < PAGE:
+                return found
+
     def subscribe_all(self, module: str | None = None, *, timeout: timedelta | float | None = None) -> Feed:
         """Follow all operations, from now on: what happened before is not told.
 

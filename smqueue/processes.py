@@ -60,11 +60,8 @@ class Child:
     @property
     def status(self) -> int | None:
         """Its exit status, minus the signal that ended it; ``None`` while it runs."""
-        if self.alive or self._process is None:
-            return None
-        if self._status is None:
-            with _stdout(self._process) as told:
-                self._status = int(told.readline() or -signal.SIGKILL)
+        if not self.alive:
+            self._wait(None)
         return self._status
 
     def start(self) -> Child:
@@ -86,12 +83,6 @@ class Child:
                 self._spawn(sink)
         return self
 
-    def signal(self, number: int) -> None:
-        """Send a signal to the command, not to what it has started; nothing when it has ended."""
-        if self.alive:  # then its process id belongs to nobody else, or only until its supervisor has looked
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, number)
-
     def kill(self) -> None:
         """Kill all of it with SIGKILL, at once, and wait until it is gone."""
         if self._process is None or self._process.poll() is not None:
@@ -107,7 +98,7 @@ class Child:
         Returns:
             Its exit status; ``None`` when it was never started.
         """
-        if self.alive and self._process is not None:
+        if self._process is not None and self._process.poll() is None:
             self._process.terminate()  # the supervisor hands it on
             try:
                 self._wait(timeout_s)
@@ -149,7 +140,6 @@ class Child:
             env={**os.environ, **self.env},
             cwd=self.cwd,
         )
-        # Unbuffered, or the exit status, the second line, could be read together with the first and lost.
         self._pid = int(_stdout(process).readline() or 0)
         if not self._pid:
             process.wait()
@@ -158,6 +148,9 @@ class Child:
     def _wait(self, timeout_s: float | None) -> None:
         if self._process is not None:
             self._process.wait(timeout_s)
+            if self._status is None:  # the supervisor's last line; if it was killed, so was the command
+                with _stdout(self._process) as told:
+                    self._status = int(told.readline() or -signal.SIGKILL)
         if self._reader is not None:
             self._reader.join(2)  # the last lines; not longer, for a process that left the group may hold the pipe
 

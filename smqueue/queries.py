@@ -49,6 +49,7 @@ class InactiveState:
         visits: How often it was left, or, when terminal, entered.
         terminal: Whether a machine has finished in it.
         won: The trigger that won the race in it; ``None`` when terminal or cancelled.
+        won_at: When that trigger completed, to the ms; a deadline at its time.
         cancelled: Why it was cancelled; ``None`` when it was not.
         merged_into: The machine that went on in this one's place, when both reached one active state.
         losers: What the other triggers were doing: their kind, ``left_ms`` until a deadline, ``tries`` of a poll or call.
@@ -61,6 +62,7 @@ class InactiveState:
     visits: int = 1
     terminal: bool = False
     won: str | None = None
+    won_at: datetime | None = None
     cancelled: str | None = None
     merged_into: MachineId | None = None
     losers: dict[str, dict[str, Any]] | None = None
@@ -87,6 +89,7 @@ def inactive_state(data: dict[str, Any]) -> InactiveState:
         visits=data["visits"],
         terminal=bool(data.get("terminal")),
         won=data.get("won"),
+        won_at=moment(data["won_at"] * 1000) if "won_at" in data else None,
         cancelled=data.get("cancelled"),
         merged_into=MachineId(merged) if merged else None,
         losers=data.get("losers"),

@@ -1,4 +1,4 @@
-"""The process between smqueue and a process that it started: it ends that one when the process that asked for it is gone.
+"""The process between smqueue and one that it started: it ends that one when the process that asked for it is gone.
 
 Started as a script by ``smqueue.embedded`` and ``smqueue.processes`` (standard library only, so that it is up in some
 30 ms). It works alike on Linux and macOS, from any thread of the parent, and when the parent is killed with SIGKILL. A
@@ -32,6 +32,8 @@ GRACE_S = 10
 def supervise(parent: int, kept: int, private: Sequence[str], command: Sequence[str]) -> int:
     """Run a command until it ends, or until ``parent`` is gone. Its process id goes to standard output, as a line.
 
+    (0 stands for one that could not be started.)
+
     Args:
         parent: The process id of the process that wants it.
         kept: A descriptor for it to hold, such as that of a lock; -1 for none.
@@ -64,14 +66,14 @@ def supervise(parent: int, kept: int, private: Sequence[str], command: Sequence[
         process = subprocess.Popen(command, stdout=sys.stderr, pass_fds=[kept] if kept >= 0 else [])  # noqa: S603
     except OSError as error:
         sys.stderr.write(f"{command[0]} cannot be run: {error}\n")
+        _tell(0)
         return 1
     if kept >= 0:
         os.close(kept)  # now a lock lives exactly as long as its holder
     threading.Thread(target=watch, args=(process,), daemon=True).start()
     if stopping.is_set():  # asked to while it was being spawned
         process.terminate()
-    with contextlib.suppress(BrokenPipeError):  # the parent is gone already: the watch will see it
-        os.write(1, b"%d\n" % process.pid)
+    _tell(process.pid)
     status = process.wait()
     ended.set()
     if orphaned.is_set():
@@ -83,11 +85,15 @@ def supervise(parent: int, kept: int, private: Sequence[str], command: Sequence[
 def main(parent: str, kept: str, private: str, *command: str) -> None:
     """Supervise, say the exit status to a parent that listens, and end with all that is left of the group."""
     status = supervise(int(parent), int(kept), list(filter(None, private.split(os.pathsep))), command)
-    with contextlib.suppress(OSError):
-        os.write(1, b"%d\n" % status)
+    _tell(status)
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     sys.exit(status)
+
+
+def _tell(number: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the parent has stopped listening, or is gone: the watch will see it
+        os.write(1, b"%d\n" % number)
 
 
 if __name__ == "__main__":

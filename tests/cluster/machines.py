@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, cast
+from typing import Any
 
 import redis
 from celery import Celery
@@ -147,5 +147,5 @@ def note_ready(sender: Any, **_: Any) -> None:
 
 def seconds(client: redis.Redis) -> float:
     """The time by Redis's clock."""
-    whole, millionths = cast("tuple[int, int]", client.time())
+    whole, millionths = client.time()
     return whole + millionths / 1_000_000
