@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from smqueue.deployment import Deployment
+from smqueue.drivers.blocking import Blocking
 from smqueue.errors import SmqueueError
 from smqueue.instances import Instances
-from smqueue.keys import Keys, digest, schedule_of
-from smqueue.protocols.transition import controls
-from smqueue.queries import InactiveState, Queries, moment
-from smqueue.records import Active, Machine, Placed, kind_of
+from smqueue.keys import Keys, decode, digest, schedule_of
+from smqueue.queries import InactiveState, inactive_state, moment
+from smqueue.records import Active, Field, Machine, Placed, kind_of
 from smqueue.roundtrip import Steps, read
+from smqueue.standing import parse_inactive
 from smqueue.states import StateMachine, check_operation_id
 
 
@@ -101,16 +104,18 @@ class Explanation:
         active: Its active machines.
         buffered: Early signals.
         past: Its inactive states, in the order in which they were first entered; who won, and by how much.
+        stored: The same as they are stored (``module type state``), with those that cannot be decoded here.
     """
 
     operation_id: str
     active: tuple[MachineExplanation, ...]
     buffered: tuple[BufferedSignals, ...] = ()
     past: tuple[tuple[StateMachine, InactiveState], ...] = field(default=())
+    stored: tuple[tuple[str, InactiveState], ...] = field(default=())
 
 
 def explain(deployment: Deployment, instances: Instances, operation_id: str) -> Explanation:
-    """Look at everything of one operation."""
+    """Look at everything of one operation. Without any module, records are shown as they are stored."""
     op = check_operation_id(operation_id)
     keys, driver = deployment.keys(op), deployment.driver
     machines: list[MachineExplanation] = []
@@ -121,9 +126,46 @@ def explain(deployment: Deployment, instances: Instances, operation_id: str) -> 
             machines.append(driver.run(_machine(keys, instances, op, raw_field.decode(errors="replace"), value)))
         if int(cursor) == 0:
             break
-    past = sorted(Queries(deployment, instances).inactive(op, None), key=lambda pair: pair[1].created_at)
-    buffered = driver.run(_buffered(keys, instances, op))
-    return Explanation(op, tuple(machines), tuple(buffered), tuple(past))
+    stored, past = list[tuple[str, InactiveState]](), list[tuple[StateMachine, InactiveState]]()
+    for text, data in _past(driver, keys, op):
+        stored.append((text, inactive_state(data)))
+        if (state := instances.decode(op, text, int(data.get("version", 0)))) is not None:
+            past.append((StateMachine(op, state, Field.parse(text).module), stored[-1][1]))
+    names = _signals(instances) if instances.ids() else _inboxes(driver, keys, op)
+    buffered = driver.run(_buffered(keys, names, op))
+    return Explanation(op, tuple(machines), tuple(buffered), tuple(past), tuple(stored))
+
+
+def _past(driver: Blocking, keys: Keys, op: str) -> list[tuple[str, dict[str, Any]]]:
+    """Inactive records, oldest first; garbage is left out."""
+    found: dict[str, dict[str, Any]] = {}
+    cursor: Any = b"0"
+    while True:
+        cursor, flat = driver.command("HSCAN", keys.inactive(op), cursor, "COUNT", 200)
+        for raw, value in zip(flat[::2], flat[1::2], strict=True):
+            with suppress(ValueError):
+                found[raw.decode(errors="replace")] = parse_inactive(value)
+        if int(cursor) == 0:
+            return sorted(found.items(), key=lambda pair: pair[1]["at"])
+
+
+def _signals(instances: Instances) -> list[tuple[str, str]]:
+    return [(module, signal) for module in instances.ids() for signal in instances.get(module).module.signals]
+
+
+def _inboxes(driver: Blocking, keys: Keys, op: str) -> list[tuple[str, str]]:
+    """Who has early signals, found by their keys: a scan of the whole database, for lack of modules that name them."""
+    prefix = keys.inbox(op, "", "")[:-1]
+    pattern = "".join(f"\\{c}" if c in "*?[]\\" else c for c in prefix) + "*"
+    found: set[str] = set()
+    cursor: Any = b"0"
+    while True:
+        cursor, page = driver.command("SCAN", cursor, "MATCH", pattern, "COUNT", 1_000)
+        found.update(raw.decode() for raw in page)
+        if int(cursor) == 0:
+            break
+    pairs = [key.removeprefix(prefix).partition(":") for key in sorted(found)]
+    return [(decode(module), decode(signal)) for module, _, signal in pairs]
 
 
 def _machine(keys: Keys, instances: Instances, op: str, stored: str, value: bytes) -> Steps[MachineExplanation]:
@@ -144,10 +186,12 @@ def _machine(keys: Keys, instances: Instances, op: str, stored: str, value: byte
     try:
         _, placed = instances.load(op, stored, active.version)
     except SmqueueError as problem:
-        error = error or f"{type(problem).__name__}: {problem}"
+        if instances.ids():
+            error = error or f"{type(problem).__name__}: {problem}"
     status = "quarantined" if aside else "decided" if "won" in race else "waiting"
-    if placed is not None:
-        held = yield from read([], *[("GET", key) for key in controls(keys, placed)])
+    with suppress(ValueError):
+        module, type_name, _ = Field.parse(stored)
+        held = yield from read([], *[("GET", key) for key in control_keys(keys, op, module, type_name)])
         texts = [str(one.decode()).partition(" ")[0] for one in held if isinstance(one, bytes)]
         status = "cancelling" if "cancelling" in texts else "paused" if texts else status
     triggers = yield from _triggers(keys, instances, machine, active, placed, race)
@@ -173,7 +217,7 @@ def _triggers(
     looks = [("ZSCORE", schedule_of(keys, kinds[name]), f"{machine.entry}:{name}") for name in names]
     *scores, time = yield from read([], *looks, ("TIME",))
     handlers = instances.handlers(placed) if placed is not None else {}
-    label = f"{placed.module}.{placed.type.name}" if placed is not None else machine.field.partition("{")[0].strip()
+    label = label_of(machine.field)
     found: list[ArmedTrigger] = []
     for name, score in zip(names, scores, strict=True):
         wait = machine.armed[name]
@@ -195,8 +239,20 @@ def _triggers(
     return tuple(found)
 
 
-def _buffered(keys: Keys, instances: Instances, op: str) -> Steps[list[BufferedSignals]]:
-    names = [(module, signal) for module in instances.ids() for signal in instances.get(module).module.signals]
+def control_keys(keys: Keys, op: str, module: str, type_name: str) -> tuple[str, str, str]:
+    """The keys that can hold a machine back: of its operation, its module, its state type."""
+    return keys.control(op), keys.control_module(module), keys.control_module(module, type_name)
+
+
+def label_of(field: str) -> str:
+    """``module.State`` of a record as stored."""
+    try:
+        return "{}.{}".format(*Field.parse(field))
+    except ValueError:
+        return field
+
+
+def _buffered(keys: Keys, names: Sequence[tuple[str, str]], op: str) -> Steps[list[BufferedSignals]]:
     looks = [("LLEN", keys.inbox(op, *name)) for name in names] + [("LINDEX", keys.inbox(op, *n), 0) for n in names]
     replies = (yield from read([], *looks)) if looks else []
     lengths, heads = replies[: len(names)], replies[len(names) :]

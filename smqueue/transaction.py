@@ -16,8 +16,8 @@ from smqueue.errors import InvalidInput, InvalidKey, ReadAfterWrite, StateAlread
 from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id
 from smqueue.records import Placed
-from smqueue.roundtrip import Command
-from smqueue.standing import arrival_looks, standing
+from smqueue.roundtrip import Command, time_us
+from smqueue.standing import TIME, arrival_looks, standing
 
 if TYPE_CHECKING:
     from smqueue.states import StateMachine
@@ -174,10 +174,9 @@ class Transaction(DataKeys):
         instances: Instances,
         module: str | None,
         known: Mapping[Command, Any],
-        now_us: int,
         begun: Collection[str] = (),
     ) -> None:
-        self._keys, self._instances, self._module, self._now_us = keys, instances, module, now_us
+        self._keys, self._instances, self._module = keys, instances, module
         self._begun = begun  # operations whose history needs no watch: it has begun, and never un-begins
         self.buffer = Buffer(known)
         self.spawned: list[Placed] = []
@@ -196,8 +195,10 @@ class Transaction(DataKeys):
         return _key(key)
 
     def now(self) -> datetime:
-        """Redis's clock, in UTC, as of the start of this attempt."""
-        return datetime.fromtimestamp(self._now_us / 1_000_000, UTC)
+        """Redis's clock, in UTC, as of this attempt; costs a round trip when nothing was read before."""
+        self.buffer.ask(TIME, watch=())
+        now_us = time_us(self.buffer.known[TIME])
+        return datetime.fromtimestamp(now_us // 1_000_000, UTC).replace(microsecond=now_us % 1_000_000)
 
     def publish(self, channel: str, message: Value) -> None:
         """Publish on a plain pub/sub channel, at commit."""

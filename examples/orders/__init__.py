@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from celery import shared_task
+
 from smqueue import Context, Module, State, StateMachine, Transaction, after, now
 
 orders = Module("orders")
@@ -99,3 +101,12 @@ def delivered(tx: Transaction, state: OnTheRoad, receipt: str) -> Delivered:
 @parcels.on(OnTheRoad, after(days=14))
 def missed(tx: Transaction, state: OnTheRoad, _: None) -> Lost:
     return Lost(state.order_id)
+
+
+# --- what an order sends ---------------------------------------------------------------------------------------------
+
+
+@shared_task(name="labels.print", ignore_result=True)
+def print_label(order_id: str) -> None:
+    """An ordinary Celery task, sent only once the order's transition has committed."""
+    print(f"label for {order_id}")

@@ -13,9 +13,3 @@ from smqueue import ExecutorBuilder
 app = Celery("orders")
 executor = ExecutorBuilder().with_module("orders", orders).with_module("parcels", parcels).build(app)
 
-
-def print_label(order_id: str) -> None:
-    print(f"label for {order_id}")
-
-
-app.task(print_label, name="labels.print")

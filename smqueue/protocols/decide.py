@@ -17,14 +17,13 @@ T = TypeVar("T")
 class Look:
     """What one attempt has seen; all of it is watched, but what is only checked."""
 
-    def __init__(self, now_us: int | None = None) -> None:
+    def __init__(self) -> None:
         self.known: dict[Command, Any] = {}
-        self._now_us = now_us
 
     @property
     def now_us(self) -> int:
-        """Redis's clock at the latest look that asked for it."""
-        return time_us(self.known[TIME]) if TIME in self.known else self._now_us or 0
+        """Redis's clock at the look that asked for it."""
+        return time_us(self.known[TIME])
 
     def fetch(self, watch: Sequence[str], commands: Sequence[Command], check: Sequence[str] = ()) -> Steps[None]:
         """Look at what is not known yet: 1 round trip, none when nothing is missing."""
@@ -58,7 +57,7 @@ def decide(
         Exception: What the function raised, on reads that have held still.
     """
     while True:
-        tx = Transaction(keys, instances, module, look.known, look.now_us, begun)
+        tx = Transaction(keys, instances, module, look.known, begun)
         try:
             return tx, run(tx)
         except NeedRead as need:
