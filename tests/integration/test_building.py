@@ -338,4 +338,3 @@ def test_a_deadline_that_passed_while_nothing_ran_fires_then(play: Play) -> None
     second = play(brief=module)
     second.drive()
     assert second.inactive("op") == [Brief(), Over()]
-
