@@ -163,9 +163,8 @@ class Drain:
                 if retry.exhausted(error, failures):
                     self._set_aside(one, error)
                 else:
-                    self._defer(
-                        one.entry, one.machine.guard, one.machine.op, error, failed=True, delay_ms=retry.jittered_ms(failures)
-                    )  # fmt: skip
+                    delay_ms = retry.jittered_ms(failures)
+                    self._defer(one.entry, one.machine.guard, one.machine.op, error, failed=True, delay_ms=delay_ms)
 
     def _set_aside(self, one: Claimed, error: Exception) -> None:
         log.error("operation %s: %s is quarantined: %s", one.machine.op, one.placed, error_text(error))

@@ -48,13 +48,6 @@ class DynamicForm:
                 "Transition(…, name=…)",
                 where,
             )
-        signals = Counter(t.trigger.name for t in transitions if isinstance(t.trigger, Signal))
-        if signals and (most := signals.most_common(1)[0])[1] > 1:
-            raise DefinitionError(
-                f"{known.name}.transitions() returned two transitions for signal {most[0]}: a signal is given to one "
-                "trigger, so one of the two would never win; decide by its payload in one",
-                where,
-            )
         return tuple(self._handler(known, transition) for transition in transitions)
 
     def _transitions(self, known: StateType, given: Any, where: str) -> Sequence[Transition[Any, Any]]:

@@ -71,7 +71,7 @@ class Instance:
 
     @property
     def context(self) -> Any:
-        """The module's context; a function given for it is called once per process, at first use and so after a fork."""
+        """The module's context; a function given for it is called once per process, at first use: after a fork."""
         with self._lock:
             if self._context is None:
                 made = self.context_source
@@ -246,7 +246,7 @@ class Instances:
         codec = declared.codec
         try:
             # A name takes what is JSON-ready; a Signal takes its own type. A value of that type is welcome by name too.
-            given_as_data = isinstance(signal, str) and not _is_value(codec, payload)
+            given_as_data = isinstance(signal, str) and not _is_value(payload)
             data = codec.dump(codec.load(payload)) if given_as_data else codec.check(payload)
         except ValidationProblem as problem:
             raise InvalidPayload(f"{declared.name}.{problem.field}".rstrip("."), problem.problem) from None
@@ -279,7 +279,7 @@ def loads(text: str) -> Any:
     return json.loads(text)
 
 
-def _is_value(codec: Any, payload: Any) -> bool:
+def _is_value(payload: Any) -> bool:
     """Whether a payload is an instance of what the signal carries, rather than JSON-ready data."""
     return payload is not None and not isinstance(payload, str | int | float | bool | list | dict)
 

@@ -4,37 +4,37 @@ All keys of one shard share the hash tag ``{namespace.shard}``, so that a shard 
 percent-encoded into keys: no id can break out of its key or tag. Times in records are µs since the epoch, scores of
 schedules are ms, both by Redis's clock.
 
-==============================  =======  ===============================================================================
-``active:<op>``                 hash     ``module type state`` → ``[machine, step, entered µs, version, made, lone]``
-``inactive:<op>``               hash     the same field → JSON object: the above, exited, visits, who won and by how much
-``history:<op>``                list     one JSON entry a step, in commit order; its index is the operation's sequence
-``machine:<record>``            string   ``[guard, arming, op, field, {trigger: what it waits for}]``; the guard is the id of
-                                         the last commit. Written by EXEC only, and what a commit watches
-``race:<record>``               hash     what the race has brought so far: outcome, claims, attempts, errors. Absent while
-                                         a machine just waits
-``schedule``                    zset     ``<record>:<arming>`` the race, ``…:<trigger>`` code to run, ``~…`` other work → due
-``hosted``                      zset     the same for coroutines and channels, which live on a worker's event loop
-``waiting:<op>:<mod>:<signal>`` zset     ``<record>:<arming>:<trigger>`` → since when it waits, µs: longest first
-``inbox:<op>:<mod>:<signal>``   list     early signals, oldest first: JSON with id, time, payload
-``seen:<op>``                   zset     ids of signals → when, ms; bounded
-``marker:<attempt>``            string   what a commit without a record answered, for a caller who lost the reply
-``control:<op>`` and            string   ``paused`` or ``cancelling …``
+===============================  ======  =============================================================================
+``active:<op>``                  hash    ``module type state`` → ``[machine, step, entered µs, version, made, lone]``
+``inactive:<op>``                hash    the same field → JSON object: the above, exited, visits, who won, by how much
+``history:<op>``                 list    one JSON entry a step, in commit order; its index is the operation's sequence
+``machine:<record>``             string  ``[guard, arming, op, field, {trigger: what it waits for}]``; the guard is
+                                         the id of the last commit. Written by EXEC only; what a commit watches
+``race:<record>``                hash    what the race has brought so far: outcome, claims, attempts, errors. Absent
+                                         while a machine just waits
+``schedule``                     zset    ``<record>:<arming>`` the race, ``…:<trigger>`` its code, ``~…`` other → due
+``hosted``                       zset    the same for coroutines and channels, which live on a worker's event loop
+``waiting:<op>:<mod>:<signal>``  zset    ``<record>:<arming>:<trigger>`` → since when it waits, µs: longest first
+``inbox:<op>:<mod>:<signal>``    list    early signals, oldest first: JSON with id, time, payload
+``seen:<op>``                    zset    ids of signals → when, ms; bounded
+``marker:<attempt>``             string  what a commit without a record answered, for a caller who lost the reply
+``control:<op>`` and             string  ``paused`` or ``cancelling …``
 ``control:module:<mod>[:<type>]``
-``held:<control>``              set      entries that fell due while that control was set
-``quarantine``                  hash     record → JSON: why, since when
-``watchers:<op>``               set      entries that want to look again after each commit of that operation
-``operations``                  zset     operations with active machines → since when, ms
-``finished``                    zset     operations without one → when it ended, ms (only modules with ``keep``)
-``children:<op>``               set      operations that its transitions have started
-``requests``                    list     what is still to be done outside of a commit: tasks to send, signals to pass on,
-                                         calls of clients
-``reply:<id>``                  list     the answer to a client's call
-``updates``                     stream   the last updates of all operations, bounded
-``hint``                        string   set while a transition hint is under way
-``watched``                     string   set while Flower or another consumer of Celery's events looks on
-``meta``                        hash     number of shards, format
-``data:<mod>:<key>``            any      what handlers write
-==============================  =======  ===============================================================================
+``held:<control>``               set     entries that fell due while that control was set
+``quarantine``                   hash    record → JSON: why, since when
+``watchers:<op>``                set     entries that want to look again after each commit of that operation
+``operations``                   zset    operations with active machines → since when, ms
+``finished``                     zset    operations without one → when it ended, ms (only modules with ``keep``)
+``children:<op>``                set     operations that its transitions have started
+``requests``                     list    what is still to be done outside of a commit: tasks to send, signals to pass
+                                         on, calls of clients
+``reply:<id>``                   list    the answer to a client's call
+``updates``                      stream  the last updates of all operations, bounded
+``hint``                         string  set while a transition hint is under way
+``watched``                      string  set while Flower or another consumer of Celery's events looks on
+``meta``                         hash    number of shards, format
+``data:<mod>:<key>``             any     what handlers write
+===============================  ======  =============================================================================
 """
 
 from __future__ import annotations

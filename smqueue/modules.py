@@ -395,13 +395,6 @@ class Module(Generic[M]):
                         "named after its handler",
                         where,
                     )
-                if other.trigger is trigger and isinstance(trigger, Signal) and state in other.states:
-                    raise DefinitionError(
-                        f"state {state.name} has a handler for signal {trigger.name} already, {other.name} (defined at "
-                        f"{other.where}): a signal is given to one trigger, so one of the two would never win; decide "
-                        "by its payload in one handler",
-                        where,
-                    )
         with self._lock:
             self._registrations.append(Registration(states, trigger, fn, name, where, signature, local_names()))
             self._resolved = False

@@ -90,9 +90,7 @@ class Notifier:
         found: list[Update] = []
         while True:
             _, lines = self._deployment.driver.run(_history(keys, operation_id, len(found)))
-            found += [
-                read_entry(self._decode, operation_id, len(found) + at, line) for at, line in enumerate(lines)
-            ]
+            found += [read_entry(self._decode, operation_id, len(found) + at, line) for at, line in enumerate(lines)]
             if len(lines) < PAGE:
                 return found
 

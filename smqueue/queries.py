@@ -52,7 +52,7 @@ class InactiveState:
         won_at: When that trigger completed, to the ms; a deadline at its time.
         cancelled: Why it was cancelled; ``None`` when it was not.
         merged_into: The machine that went on in this one's place, when both reached one active state.
-        losers: What the other triggers were doing: their kind, ``left_ms`` until a deadline, ``tries`` of a poll or call.
+        losers: What the other triggers were doing: ``kind``, ``left_ms`` until a deadline, ``tries`` of a poll or call.
     """
 
     created_at: datetime

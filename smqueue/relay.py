@@ -1,4 +1,4 @@
-"""Work outside of a commit: requests that a commit left, calls of clients, cancellations begun, looks at other operations."""
+"""Work outside of a commit: requests that one left, calls of clients, cancels begun, looks at other operations."""
 
 from __future__ import annotations
 
@@ -99,8 +99,7 @@ class Relay:
     def _client(self, data: Mapping[str, Any]) -> Any:
         if data["kind"] == "client-add":
             machines = [machine_from_json(self.instances, one) for one in data["machines"]]
-            done = self._add(machines, data["id"], bool(data.get("exist_ok")))
-            return done
+            return self._add(machines, data["id"], bool(data.get("exist_ok")))
         told = self.instances.signal(data["operation_id"], data["signal"], data["payload"], data.get("module"))
         delivered = self.driver.run(
             signal(
@@ -160,7 +159,7 @@ def machine_from_json(instances: Instances, data: Mapping[str, Any]) -> StateMac
         raise InvalidInput("machines", f"expected an object, got {type(data).__name__}")
     unknown = set(data) - {"operation_id", "module", "type", "state"}
     if unknown:
-        raise InvalidInput(sorted(unknown)[0], "unknown field: give operation_id, module, type and state")
+        raise InvalidInput(min(unknown), "unknown field: give operation_id, module, type and state")
     for name in ("operation_id", "type", "state"):
         if name not in data:
             raise InvalidInput(name, "missing")

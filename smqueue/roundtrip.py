@@ -28,7 +28,7 @@ class Read(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """MULTI/EXEC. Reply: a list of raw replies; ``None`` when a watched key had changed, and then nothing was written."""
+    """MULTI/EXEC. Reply: a list of raw replies; ``None`` when a watched key had changed: then nothing was written."""
 
     commands: tuple[Command, ...]
 

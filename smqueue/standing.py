@@ -46,7 +46,7 @@ class Standing(NamedTuple):
 
 
 def standing_looks(keys: Keys, placed: Placed) -> Look:
-    """Guards of the record (under older spellings too), absent ones as well, or two merging machines overwrite each other."""
+    """Guards of the record (older spellings too), absent ones as well, or two merging machines overwrite each other."""
     active, inactive = keys.active(placed.op), keys.inactive(placed.op)
     fields = (placed.field, *placed.older)
     watch = [keys.machine(digest(placed.op, field)) for field in fields]
@@ -106,7 +106,7 @@ def _find_migrated(instances: Instances, placed: Placed, pairs: Any) -> tuple[st
     return None
 
 
-# --- arriving: a state about to become active ----------------------------------------------------------------------------
+# --- arriving: a state about to become active ------------------------------------------------------------------------
 
 
 def begun(keys: Keys, op: str) -> Command:

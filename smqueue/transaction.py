@@ -209,7 +209,7 @@ class Transaction(DataKeys):
 
         Raises:
             UnknownModule: For the first machine whose module is not registered.
-            StateAlreadyExists: For the first whose state is or was in its operation, or stands twice in this transaction.
+            StateAlreadyExists: For the first whose state is or was in its operation, or stands twice in here.
             StateAlreadyTerminal: For the first whose state is terminal.
         """
         self.spawned += self.fresh(machines)
@@ -222,7 +222,14 @@ class Transaction(DataKeys):
             existing: Given, it takes record → machine id of those that are there already, instead of an error.
         """
         instances, keys = self._instances, self._keys
-        placed = [instances.place(machine) for machine in machines]
+        placed: list[Placed] = []
+        misplaced: SmqueueError | None = None
+        for machine in machines:  # the checks run machine by machine: those before it come first
+            try:
+                placed.append(instances.place(machine))
+            except SmqueueError as error:
+                misplaced = error
+                break
         looks = [arrival_looks(keys, instances, one) for one in placed]
         histories = {keys.history(one.op) for one in placed if one.op not in self._begun}
         watch = [*{key for look in looks for key in look.watch}, *histories]
@@ -238,6 +245,8 @@ class Transaction(DataKeys):
             if one.type.terminal:
                 raise StateAlreadyTerminal(one.op, one.module, str(one))
             taken.add(one.record)
+        if misplaced is not None:
+            raise misplaced
         return placed
 
     @overload

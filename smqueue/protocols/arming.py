@@ -74,7 +74,7 @@ def arm(
     due_at: dict[str, int] = {}
     deadline = deadline_ms(machine.armed)
     code = False
-    for name, wait in machine.armed.items():
+    for place, (name, wait) in enumerate(machine.armed.items()):
         entry, kind = f"{machine.entry}:{name}", kind_of(wait)
         match wait:
             case str() if won is None and (item := head(wait)) is not None:
@@ -85,7 +85,8 @@ def arm(
             case list() if won is None and kind == "now":
                 won = (name, "null")
             case str():
-                commands.append(("ZADD", _waiting(keys, op, module, wait), active.at_us, entry))
+                # Of two triggers of one state for one signal the one declared first gets it, here as at arming.
+                commands.append(("ZADD", _waiting(keys, op, module, wait), active.at_us + place, entry))
             case list() if kind != "now":
                 due_at[name] = now_ms
             case _:

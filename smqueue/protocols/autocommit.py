@@ -18,6 +18,7 @@ from smqueue.transaction import Transaction
 T = TypeVar("T")
 MARKER_S = 60
 """How long a commit without a record can be recognised by the one who lost its reply."""
+MAX_LOST = 10
 
 
 class Done(NamedTuple, Generic[T]):
@@ -45,17 +46,20 @@ def autocommit(
 
     Raises:
         CommitFailed: After ``max_attempts`` conflicts.
+        LostReply: After ``MAX_LOST`` replies were lost; whether it was applied is not known.
         Exception: What ``fn`` raised; nothing was written.
     """
     begun: set[str] = set()
     last: Done[T] | None = None
-    for attempt in range(max_attempts):
+    attempt = lost = 0
+    while attempt < max_attempts:
         look = Look()
         try:
             if last is not None and (yield from _applied(keys, commit_id, last.machines)):
                 return last._replace(hint=True)
             decided = yield from decide(keys, instances, module, fn, look, begun)
             if decided is None:
+                attempt += 1
                 yield from back_off(attempt)
                 continue
             tx, value = decided
@@ -70,11 +74,15 @@ def autocommit(
                 commands.insert(0, ("SET", keys.marker(commit_id), "1", "EX", MARKER_S))
             last = Done(value, started.machines, requests, started.due, bool(look.known[watched(keys)]))
             replies = yield from commit(commands)
-        except LostReply:
+        except LostReply:  # no conflict, so no attempt of the caller's
+            lost += 1
+            if lost == MAX_LOST:
+                raise
             continue
         if replies is not None:
             return last._replace(hint=started.due and replies[-1] is not None)
         last = None
+        attempt += 1
         yield from back_off(attempt)
     raise CommitFailed(max_attempts, "conflict")
 

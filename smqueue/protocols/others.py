@@ -23,7 +23,7 @@ def has_finished(keys: Keys, op: str) -> Steps[bool]:
 
 
 def has_reached(keys: Keys, instances: Instances, op: str, classes: Collection[type[State]]) -> Steps[State | None]:
-    """A state of one of these classes that a machine of the operation has ever been in; a page of fields a round trip."""
+    """A state of one of these classes that any machine of the operation has been in; a page of fields a round trip."""
     wanted = {
         f"{encode(module)} {encode(known.name)} "
         for module in instances.ids()

@@ -1,4 +1,4 @@
-"""A trigger's code: starting, renewing, its outcome, running again; and what did not move: deferred, set aside, held."""
+"""A trigger's code: starting, renewing, its outcome, running again; what did not move: deferred, set aside, held."""
 
 from __future__ import annotations
 

@@ -72,7 +72,8 @@ def signal(
     item = compact(envelope)[:-1] + f',"payload":{payload}'
     marker_s = 0 if request else MARKER_S
     args = (
-        keys.machine_prefix, keys.race_prefix, payload, signal_id, machine, item, limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, request,
+        keys.machine_prefix, keys.race_prefix, payload, signal_id, machine, item,
+        limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, request,
     )  # fmt: skip
     said, hint = yield from repeat("signal", (*names, *rest), args, _said, RESENDS)
     match said:

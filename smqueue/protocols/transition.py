@@ -257,7 +257,7 @@ def _made(there: Standing, commit_id: str) -> str:
 
 
 def left_record(it: Claimed, past: bytes | None, now_us: int, commit_id: str, **more: Any) -> str:
-    """The inactive record of a state that is left: first times kept, visits counted, who won and what the losers did."""
+    """The inactive record of a state that is left: first times kept, visits counted, who won, what the losers did."""
     before: Mapping[str, Any] = parse_inactive(past) if past is not None else {"visits": 0}
     losers: dict[str, Any] = {}
     for name, wait in it.machine.armed.items():

@@ -57,13 +57,11 @@ class CeleryOutbound:
     def armed(self, placed: Placed, active: Active, arming: str) -> None:
         """See ``Outbound``."""
         queue = queue_of(self._app, "smqueue_trigger_queue")
+        entry, type_name, machine = f"{placed.record}:{arming}", placed.type.name, active.machine
         told = [
-            events.sent(
-                attempt_id(f"{placed.record}:{arming}", name), handler.label(placed.module, placed.type.name), placed.op,
-                active.machine, queue,
-            )
+            events.sent(attempt_id(entry, name), handler.label(placed.module, type_name), placed.op, machine, queue)
             for name, handler in self._instances().handlers(placed).items()
-        ]  # fmt: skip
+        ]
         self._events.send(*told)
 
     def ended(self, placed: Placed, active: Active, arming: str, armed: Mapping[str, Any], won: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The settings of an executor: given to ``build``, else the Celery configuration, else the environment; read at first use."""
+"""The settings of an executor: given to ``build``, else Celery's configuration, else the environment; read late."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Celery tasks. All but ``smqueue.add`` and ``smqueue.signal`` are hints: they carry ids, and may be lost or doubled."""
+"""The Celery tasks. All but ``smqueue.add`` and ``smqueue.signal`` are hints: ids only, they may be lost or doubled."""
 
 from __future__ import annotations
 
