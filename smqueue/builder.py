@@ -10,14 +10,14 @@ from celery import Celery
 from smqueue.deployment import Deployment
 from smqueue.errors import DefinitionError, InvalidInput
 from smqueue.executor import Executor
-from smqueue.instances import Instance, Instances
+from smqueue.instances import INBOX_LIMIT, PAYLOAD_LIMIT, Instance, Instances
 from smqueue.modules import Module
 from smqueue.places import here
 from smqueue.states import check_name
 from smqueue.worker.engine import Engine
 from smqueue.worker.install import install
 from smqueue.worker.outbound import CeleryOutbound
-from smqueue.worker.settings import Given, settings_of
+from smqueue.worker.settings import Given, settings_of, whole
 
 M = TypeVar("M")
 
@@ -87,6 +87,8 @@ class ExecutorBuilder:
         def instances() -> Instances:
             if not made:
                 fresh = Instances(global_context, deployment.settings.shards)
+                fresh.limit = whole(app, "smqueue_payload_limit", PAYLOAD_LIMIT)
+                fresh.inbox_limit = whole(app, "smqueue_inbox_limit", INBOX_LIMIT)
                 for instance in self._instances:
                     fresh.register(instance)
                 made.append(fresh)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 from smqueue.drivers.blocking import Blocking
 from smqueue.drivers.group import group
@@ -22,10 +23,13 @@ from smqueue.keys import Keys, new_id
 from smqueue.leases import Lease, Leases
 from smqueue.outbound import Outbound
 from smqueue.protocols import runs
+from smqueue.protocols.arming import AWAITED_AGAIN
 from smqueue.protocols.claim import Claimed, Due, Unreadable, claim
 from smqueue.protocols.transition import Transitioned, transition
+from smqueue.records import kind_of
 from smqueue.relay import Relay
 from smqueue.retry import Retry
+from smqueue.roundtrip import LostReply
 
 log = logging.getLogger("smqueue.drain")
 
@@ -72,15 +76,31 @@ class Drain:
         return bool(due.machines or due.triggers or due.unreadable or due.other)
 
     def _handle(self, due: Due) -> int:
+        moved = self._move(due)
         for one in due.unreadable:
             self._unreadable(one)
         for armed in due.triggers:
-            if armed.kind in {"reached", "finished"}:
-                self.relay.look(armed)
-            else:
-                self.outbound.trigger(armed)
+            with self._apart(f"trigger {armed.trigger} of operation {armed.machine.op}"):
+                if armed.kind in {"reached", "finished"}:
+                    self.relay.look(armed)
+                else:
+                    self.outbound.trigger(armed)
         for entry in due.other:
-            self.relay.other(entry)
+            with self._apart(entry):
+                self.relay.other(entry)
+        return moved
+
+    @contextmanager
+    def _apart(self, what: str) -> Generator[None]:
+        """One entry that fails keeps no other waiting; it is leased, and so tried again."""
+        try:
+            yield
+        except (StoreUnavailable, StoreRefused):
+            raise
+        except Exception as error:
+            log.warning("%s: %s; tried again later", what, error_text(error))
+
+    def _move(self, due: Due) -> int:
         moved = 0
         limit = max((c.placed.type.module.handler_timeout.total_seconds() for c in due.machines), default=0) * 2
         with self.leases.hold([self._lease(one) for one in due.machines], limit + 5):
@@ -91,15 +111,30 @@ class Drain:
                 steady = steady[done:]
                 moved += done
                 self._size((time.monotonic() - began) / done)
-            for one in due.machines:  # the last claim of these ended in nothing: each runs alone
-                if one.claims > MAX_CLAIMS:
-                    self._set_aside(one, WorkerKilled(one.claims - 1))
-                elif one.claims > 1:
-                    moved += self._commit([one], due.watched)
+            moved += self._doubtful([one for one in due.machines if one.claims > 1], due.watched)
         return moved
 
+    def _doubtful(self, machines: Sequence[Claimed], watched: bool) -> int:
+        """Machines whose last claim ended in nothing. One runs, alone; returns how many have moved.
+
+        The others are given back before it does, and that claim does not count for them: should it take this worker
+        with it, they are neither suspected nor kept waiting.
+        """
+        for one in machines:
+            if one.claims > MAX_CLAIMS:
+                self._set_aside(one, WorkerKilled(one.claims - 1))
+        alone, *others = [one for one in machines if one.claims <= MAX_CLAIMS] or [None]
+        self.leases.release([self._lease(one) for one in others if one is not None])
+        for one in others:
+            if one is not None:
+                self.driver.run(runs.defer(self.keys, one.entry, one.machine.guard, 0, failed=False))
+        if alone is None:
+            return 0
+        self._batch = 1  # what is given back comes next, one by one
+        return self._commit([alone], watched)
+
     def _lease(self, one: Claimed) -> Lease:
-        return Lease(self.keys, self.keys.schedule, one.entry, "")
+        return Lease(self.keys, self.keys.schedule, one.entry, one.machine.guard)
 
     def _size(self, seconds_each: float) -> None:
         """Claim no more than a group's time: what is claimed here cannot be run elsewhere."""
@@ -132,16 +167,18 @@ class Drain:
         match done.kind:
             case "held":
                 self.driver.run(runs.hold(self.keys, one.entry, done.detail))
-            case "torn" if done.to is not None:
+            case "torn":
                 log.error("torn commit of %s in operation %s: %s", one.placed, one.machine.op, done.detail)
-                entry = f"{done.to.placed.record}:{commit_id}"
+                entry = one.entry if done.to is None else f"{done.to.placed.record}:{commit_id}"
                 why = UndecodableRecord(f"a command failed inside EXEC while the state moved: {done.detail}")
                 self._defer(entry, "", one.machine.op, why, quarantine=True)
             case _:
                 pass
         if watched and done.kind in {"moved", "merged", "kept", "torn"}:
-            if done.kind != "kept":
-                self.outbound.ended(one.placed, one.active, one.machine.arming, one.machine.armed, one.won)
+            over = one.machine.armed
+            if done.kind == "kept":  # the race goes on; only a trigger that is not awaited again is over
+                over = {n: wait for n, wait in over.items() if n == one.won and kind_of(wait) not in AWAITED_AGAIN}
+            self.outbound.ended(one.placed, one.active, one.machine.arming, over, one.won)
             arrived = [done.to] if done.to is not None and done.kind == "moved" else []
             for placed, active in (*arrived, *done.machines):
                 if not placed.type.terminal:
@@ -153,7 +190,7 @@ class Drain:
         match error:
             case CommitFailed():  # bad luck is no fault: never a reason to set a machine aside
                 self._defer(one.entry, one.machine.guard, one.machine.op, error, delay_ms=Retry().jittered_ms(1))
-            case StoreUnavailable() | StoreRefused():  # the leases run out, and all of it is due again
+            case StoreUnavailable() | StoreRefused() | LostReply():  # the leases run out, and all of it is due again
                 log.warning("%s", error)
             case _:
                 retry = one.placed.type.module.retry

@@ -173,7 +173,9 @@ class Executor:
         """
         told = self.instances.signal(operation_id, signal, payload, module)
         keys = self._deployment.keys(operation_id)
-        steps = send_signal(keys, told, new_id(), machine=machine or "", signal_id=id or "")
+        steps = send_signal(
+            keys, told, new_id(), machine=machine or "", signal_id=id or "", limit=self.instances.inbox_limit
+        )
         done = self._deployment.driver.run(steps)
         assert done is not None
         if done.hint:
@@ -305,8 +307,7 @@ class Executor:
         done.add(op)
         keys, driver = self._deployment.keys(op), self._deployment.driver
         driver.run(control.begin_cancel(keys, op, reason))
-        kept = any(self.instances.get(module).module.keep is not None for module in self.instances.ids())
-        ended = driver.run(control.cancel(keys, op, new_id(), kept))
+        ended = driver.run(control.cancel(keys, op, new_id(), self.instances.longest_keep()))
         for child in driver.command("SMEMBERS", keys.children(op)) if children else ():
             ended += self._cancel(child.decode(), reason, children, done)
         return ended

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, dataclass, fields
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from smqueue.definitions import Handler
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from smqueue.transaction import Transaction
 
 PAYLOAD_LIMIT = 64 * 1024
+"""Bytes of an encoded state, payload or outcome."""
+INBOX_LIMIT = 1_000
+"""Early signals kept for one operation, module and name."""
 T = TypeVar("T")
 
 
@@ -59,7 +64,7 @@ class Instance:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._context: tuple[Any] | None = None
+        self._context: tuple[int, Any] | None = None  # of which process, and what
 
     @property
     def module(self) -> Module[Any]:
@@ -72,11 +77,16 @@ class Instance:
     @property
     def context(self) -> Any:
         """The module's context; a function given for it is called once per process, at first use: after a fork."""
-        with self._lock:
-            if self._context is None:
-                made = self.context_source
-                self._context = (made() if callable(made) else made,)
-            return self._context[0]
+        pid, known = os.getpid(), self._context
+        if known is None or known[0] != pid:
+            if known is not None:  # a child of the one that made it: a lock held at the fork would stay held
+                self._lock = threading.Lock()
+            with self._lock:
+                known = self._context
+                if known is None or known[0] != pid:
+                    made = self.context_source
+                    known = self._context = (pid, made() if callable(made) else made)
+        return known[1]
 
 
 def load_object(name: str, kind: type[T]) -> T:
@@ -103,7 +113,7 @@ class Instances:
     def __init__(self, global_context: Callable[[str, str], Any] | None = None, shards: int = 1) -> None:
         self._by_id: dict[str, Instance] = {}
         self._global_context = global_context
-        self.limit = PAYLOAD_LIMIT
+        self.limit, self.inbox_limit = PAYLOAD_LIMIT, INBOX_LIMIT
         self.shards = shards
         self.time_limit: Callable[[str, float], AbstractContextManager[None]] = lambda _what, _seconds: nullcontext()
         """What bounds the run of a handler; a worker sets it."""
@@ -126,6 +136,11 @@ class Instances:
         if (found := self._by_id.get(module_id)) is None:
             raise UnknownModule(module_id, ", ".join(self._by_id) or "none")
         return found
+
+    def longest_keep(self) -> timedelta | None:
+        """The longest retention of any module; ``None`` when one keeps for ever."""
+        keeps = [self.get(module).module.keep for module in self.ids()]
+        return None if not keeps or None in keeps else max(keep for keep in keeps if keep is not None)
 
     # --- states --------------------------------------------------------------------------------------------------
 

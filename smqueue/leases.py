@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from smqueue.drivers.blocking import Blocking
-from smqueue.errors import SmqueueError
 from smqueue.keys import Keys
 from smqueue.protocols import runs
 from smqueue.protocols.claim import LEASE_MS
@@ -22,7 +21,7 @@ log = logging.getLogger("smqueue.leases")
 
 
 class Lease(NamedTuple):
-    """One entry held by this process; the token is '' for a race."""
+    """One entry held by this process; the token of a race is the guard it was claimed with."""
 
     keys: Keys
     schedule: str
@@ -36,7 +35,7 @@ class Leases:
     def __init__(self, driver: Blocking) -> None:
         self._driver = driver
         self._lock = threading.Lock()
-        self._held: dict[Lease, tuple[float, Callable[[list[str]], None] | None]] = {}
+        self._held: dict[Lease, tuple[float, Callable[[Lease], None] | None]] = {}
         self._pid = 0
 
     @contextmanager
@@ -49,17 +48,17 @@ class Leases:
         finally:
             self.release(held)
 
-    def add(self, leases: Iterable[Lease], limit_s: float, lost: Callable[[list[str]], None] | None = None) -> None:
+    def add(self, leases: Iterable[Lease], limit_s: float, lost: Callable[[Lease], None] | None = None) -> None:
         """Renew these until they are released, at most for ``limit_s``.
 
         Args:
             leases: What is held.
             limit_s: Seconds.
-            lost: Called, on the renewing thread, with entries that turn out to be held no longer.
+            lost: Called, on the renewing thread, with each that turns out to be held no longer.
         """
         until = time.monotonic() + limit_s
+        self._start()
         with self._lock:
-            self._start()
             self._held.update(dict.fromkeys(leases, (until, lost)))
 
     def release(self, leases: Iterable[Lease]) -> None:
@@ -69,8 +68,8 @@ class Leases:
                 self._held.pop(lease, None)
 
     def _start(self) -> None:
-        if self._pid != os.getpid():
-            self._pid, self._held = os.getpid(), {}
+        if self._pid != os.getpid():  # a fork may have come while the lock was held: the child gets one of its own
+            self._pid, self._held, self._lock = os.getpid(), {}, threading.Lock()
             threading.Thread(target=self._renew, name="smqueue-leases", daemon=True).start()
 
     def _renew(self) -> None:
@@ -92,6 +91,6 @@ class Leases:
                         for lease in part:
                             tell = lost_by[lease]
                             if lease.entry in lost and tell is not None:
-                                tell([lease.entry])
-                    except SmqueueError as error:  # the next round tries again, or the lease runs out
+                                tell(lease)
+                    except Exception as error:  # the next round tries again, or the lease runs out
                         log.debug("leases not renewed: %s", error)

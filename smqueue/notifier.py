@@ -235,7 +235,7 @@ def read_entry(decode: Decode, op: str, sequence: int, line: bytes) -> Update:
     merged = data.get("merged")
     return Update(
         operation_id=op,
-        module=Field.parse(data["to"]).module,
+        module=_module(data["to"]),
         machine_id=MachineId(data["machine"]),
         step=data["step"],
         sequence=sequence,
@@ -246,6 +246,14 @@ def read_entry(decode: Decode, op: str, sequence: int, line: bytes) -> Update:
         cancelled=data.get("cancelled"),
         won=data.get("won"),
     )
+
+
+def _module(field: str) -> str:
+    """The module of a field; of garbage that was cancelled the empty one."""
+    try:
+        return Field.parse(field).module
+    except ValueError:
+        return ""
 
 
 def _history(keys: Keys, op: str, cursor: int) -> Steps[tuple[int, list[bytes]]]:

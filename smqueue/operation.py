@@ -44,14 +44,12 @@ class Operation:
         """See ``Executor.signal``."""
         return self._executor.signal(self.id, signal, payload, **options)
 
-    @property
     def states(self) -> Iterator[tuple[StateMachine, ActiveState | InactiveState]]:
         """All its states, active ones first."""
         return self._executor.get_operation_states(self.id)
 
-    @property
-    def active(self) -> bool:
-        """Whether any of its machines is active."""
+    def has_active_states(self) -> bool:
+        """See ``Executor.has_active_states``."""
         return self._executor.has_active_states(self.id)
 
     def wait(self, timeout: timedelta | float | None = None) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NewType
+from typing import Any, NewType, TypeVar
 
 from smqueue.deployment import Deployment
 from smqueue.errors import SmqueueError
@@ -18,6 +18,7 @@ from smqueue.standing import Standing, parse_inactive, standing, standing_looks,
 from smqueue.states import StateMachine
 
 MachineId = NewType("MachineId", str)
+T = TypeVar("T")
 PAGE = 500
 log = logging.getLogger("smqueue.queries")
 
@@ -105,14 +106,14 @@ class Queries:
     def active(self, operation_id: str | None, module: str | None) -> Iterator[tuple[StateMachine, ActiveState]]:
         """Active records, streamed."""
         for op in self.operations() if operation_id is None else [operation_id]:
-            for machine, value in self._records(self._deployment.keys(op).active(op), op, module):
-                yield machine, active_state(Active.parse(value))
+            key = self._deployment.keys(op).active(op)
+            yield from self._records(key, op, module, lambda value: active_state(Active.parse(value)))
 
     def inactive(self, operation_id: str | None, module: str | None) -> Iterator[tuple[StateMachine, InactiveState]]:
         """Inactive records, streamed."""
         for op in self._past_operations() if operation_id is None else [operation_id]:
-            for machine, value in self._records(self._deployment.keys(op).inactive(op), op, module):
-                yield machine, inactive_state(parse_inactive(value))
+            key = self._deployment.keys(op).inactive(op)
+            yield from self._records(key, op, module, lambda value: inactive_state(parse_inactive(value)))
 
     def operations(self) -> Iterator[str]:
         """Operations with active machines; each once."""
@@ -135,7 +136,9 @@ class Queries:
         keys = self._deployment.keys(placed.op)
         return placed, self._deployment.driver.run(_stands(keys, self._instances, placed))
 
-    def _records(self, key: str, op: str, module: str | None) -> Iterator[tuple[StateMachine, bytes]]:
+    def _records(
+        self, key: str, op: str, module: str | None, parse: Callable[[bytes], T]
+    ) -> Iterator[tuple[StateMachine, T]]:
         prefix = None if module is None else f"{encode(module)} "
         seen: set[bytes] = set()
         for page in self._pages(("HSCAN", key)):
@@ -146,9 +149,11 @@ class Queries:
                 seen.add(raw)
                 try:
                     _, placed = self._instances.load(op, field, version_of(value))
-                    yield StateMachine(op, placed.state, placed.module), value
-                except (SmqueueError, ValueError) as error:
+                    found = StateMachine(op, placed.state, placed.module), parse(value)
+                except (SmqueueError, ValueError, KeyError, TypeError) as error:
                     log.warning("a record of operation %s is left out: %s", op, error)
+                    continue
+                yield found
 
     def _past_operations(self) -> Iterator[str]:
         for keys in self._deployment.all_keys():

@@ -8,11 +8,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from smqueue.drivers.blocking import Blocking
-from smqueue.errors import InboxFull, InvalidInput, OperationFinished, SmqueueError, StateAlreadyExists
+from smqueue.errors import (
+    InboxFull,
+    InvalidInput,
+    OperationFinished,
+    SmqueueError,
+    StateAlreadyExists,
+    StoreRefused,
+    StoreUnavailable,
+)
 from smqueue.instances import Instances, Told
 from smqueue.keys import Keys, new_id, shard_of
 from smqueue.outbound import Outbound
-from smqueue.protocols import control, others, requests, runs
+from smqueue.protocols import control, others, requests, retention, runs
 from smqueue.protocols.add import add
 from smqueue.protocols.claim import Armed
 from smqueue.protocols.requests import Request
@@ -22,6 +30,9 @@ from smqueue.states import StateMachine
 from smqueue.trigger_types import Reached
 
 log = logging.getLogger("smqueue.relay")
+
+PAGES = 20
+"""How many pages of requests are looked at in one go: others' turn comes."""
 
 
 class Relay:
@@ -42,18 +53,40 @@ class Relay:
         """An entry of the schedule that is no machine's."""
         kind, _, op = entry[1:].partition(":")
         if kind == "cancel":
-            self.driver.run(control.cancel(self.keys, op, new_id(), self._kept()))
+            self.driver.run(control.cancel(self.keys, op, new_id(), self.instances.longest_keep()))
+        elif kind == "retention":
+            while self.driver.run(retention.sweep(self.keys, self.instances)).again_ms == 0:
+                pass
         elif kind == "requests":
-            now_ms, items = self.driver.run(requests.pending(self.keys))
-            for request in items:
-                if request.data["due"] <= now_ms:
-                    try:
-                        self._do(request)
-                    except Exception as error:
-                        log.warning("a request stays for later: %s", error)
+            self._requests()
 
-    def _kept(self) -> bool:
-        return any(self.instances.get(module).module.keep is not None for module in self.instances.ids())
+    def _requests(self) -> None:
+        """Do what is due, page by page; what stays is passed over."""
+        offset = 0
+        for _ in range(PAGES):
+            now_ms, items = self.driver.run(requests.pending(self.keys, offset))
+            for raw in items:
+                offset += not self._try(raw, now_ms)
+            if len(items) < requests.BATCH:
+                return
+
+    def _try(self, raw: bytes, now_ms: int) -> bool:
+        """Do one request if it is due; returns whether it has left its place in the list."""
+        try:
+            request = requests.parse(raw)
+            if request.data["due"] > now_ms:
+                return False
+        except (ValueError, KeyError, TypeError) as error:
+            log.error("a request that cannot be read is left out: %s", error)
+            return False
+        try:
+            self._do(request)
+        except (StoreUnavailable, StoreRefused):
+            raise
+        except Exception as error:  # the broker may be away
+            log.warning("a request of kind %s stays for later: %s", request.data.get("kind"), error)
+            self.driver.run(requests.postpone(self.keys, request))
+        return True
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -69,7 +102,7 @@ class Relay:
             case "client-add" | "client-signal":
                 self._answer(request)
             case kind:
-                log.error("a request of unknown kind %s is left to newer workers", kind)
+                raise InvalidInput("kind", f"{kind} is unknown here: left to newer workers")
 
     def _signal(self, request: Request, told: Told) -> None:
         """A signal sent by a transition: applied and removed in one script, so never twice."""
@@ -92,6 +125,11 @@ class Relay:
         data = request.data
         try:
             body: dict[str, Any] = {"value": self._client(data)}
+        except (StoreUnavailable, StoreRefused):
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            problem = f"not of the form that Client sends: {type(error).__name__}: {error}"
+            body = {"error": "InvalidInput", "args": ["request", problem]}
         except SmqueueError as error:
             body = {"error": type(error).__name__, "args": [_plain(arg) for arg in error.args]}
         self.driver.run(requests.answer(self.keys, request.raw, data["id"], body))

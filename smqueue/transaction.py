@@ -7,12 +7,20 @@ handler again. Writes are buffered as commands.
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from smqueue.errors import InvalidInput, InvalidKey, ReadAfterWrite, StateAlreadyExists, StateAlreadyTerminal, WrongKind
+from smqueue.errors import (
+    InvalidInput,
+    InvalidKey,
+    ReadAfterWrite,
+    SmqueueError,
+    StateAlreadyExists,
+    StateAlreadyTerminal,
+    WrongKind,
+)
 from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id
 from smqueue.records import Placed
@@ -27,6 +35,7 @@ P = TypeVar("P")
 
 Value = str | bytes | int
 INT64 = 2**63
+LONGEST_MS = 2**62  # the server adds its clock, and refuses what then leaves 64 bits
 
 
 class NeedRead(BaseException):
@@ -67,7 +76,7 @@ class DataKeys:
 
     def hget(self, key: str, field: str) -> str | None:
         """One field of a hash."""
-        return _text(self._buffer.part("HGET", self._name(key), field))
+        return _text(self._buffer.part("HGET", self._name(key), _value(key, field)))
 
     def hgetall(self, key: str) -> dict[str, str]:
         """A whole hash."""
@@ -85,11 +94,12 @@ class DataKeys:
 
     def sismember(self, key: str, member: str) -> bool:
         """Whether ``member`` is in the set."""
-        return bool(self._buffer.part("SISMEMBER", self._name(key), member))
+        return bool(self._buffer.part("SISMEMBER", self._name(key), _value(key, member)))
 
     def zrange(self, key: str, start: int = 0, stop: int = -1) -> list[str]:
         """Members of a sorted set by rank, lowest first; ``stop`` is included."""
-        return [str(_text(member)) for member in self._buffer.whole(("ZRANGE", self._name(key), start, stop))]
+        command = ("ZRANGE", self._name(key), _integer(key, start), _integer(key, stop))
+        return [str(_text(member)) for member in self._buffer.whole(command)]
 
     # --- writes --------------------------------------------------------------------------------------------------
 
@@ -120,11 +130,11 @@ class DataKeys:
     def hdel(self, key: str, *fields: str) -> None:
         """Remove fields of a hash."""
         if fields:
-            self._buffer.write("HDEL", self._name(key), *fields)
+            self._buffer.write("HDEL", self._name(key), *[_value(key, field) for field in fields])
 
     def hincrby(self, key: str, field: str, amount: int = 1) -> None:
         """Add to a counter in a hash."""
-        self._buffer.write("HINCRBY", self._name(key), field, _integer(key, amount))
+        self._buffer.write("HINCRBY", self._name(key), _value(key, field), _integer(key, amount))
 
     def sadd(self, key: str, *members: Value) -> None:
         """Add to a set."""
@@ -140,16 +150,14 @@ class DataKeys:
         """Add to a sorted set, or change scores."""
         flat: list[Value] = []
         for member, score in scores.items():
-            if isinstance(score, bool) or not math.isfinite(score):
-                raise InvalidInput(f"score of {member}", "expected a finite number")
-            flat += [repr(score), member]
+            flat += [_score(key, score), _value(key, member)]
         if flat:
             self._buffer.write("ZADD", self._name(key), *flat)
 
     def zrem(self, key: str, *members: str) -> None:
         """Remove from a sorted set."""
         if members:
-            self._buffer.write("ZREM", self._name(key), *members)
+            self._buffer.write("ZREM", self._name(key), *[_value(key, member) for member in members])
 
     def rpush(self, key: str, *values: Value) -> None:
         """Append to a list."""
@@ -157,9 +165,11 @@ class DataKeys:
             self._buffer.write("RPUSH", self._name(key), *[_value(key, value) for value in values])
 
     def expire(self, key: str, after: timedelta | float) -> None:
-        """Let a key go after a while (a timedelta, or seconds)."""
-        milliseconds = round((after.total_seconds() if isinstance(after, timedelta) else after) * 1000)
-        self._buffer.write("PEXPIRE", self._name(key), milliseconds)
+        """Let a key go after a while (a timedelta, or seconds); at once when that is not above zero."""
+        if (milliseconds := _milliseconds(key, after)) > 0:
+            self._buffer.write("PEXPIRE", self._name(key), milliseconds)
+        else:
+            self._buffer.write("DEL", self._name(key))
 
 
 class Transaction(DataKeys):
@@ -214,12 +224,20 @@ class Transaction(DataKeys):
         """
         self.spawned += self.fresh(machines)
 
-    def fresh(self, machines: Iterable[StateMachine], existing: dict[str, str] | None = None) -> list[Placed]:
+    def fresh(
+        self,
+        machines: Iterable[StateMachine],
+        existing: dict[str, str] | None = None,
+        own: str = "",
+        exist_ok: bool = False,
+    ) -> list[Placed]:
         """The records of machines to be added, each of them found to be new.
 
         Args:
             machines: What is to be added.
-            existing: Given, it takes record → machine id of those that are there already, instead of an error.
+            existing: Takes record → machine id of those that are there already and no error.
+            own: A commit id: what that has made is no error, for the call is a repetition of it.
+            exist_ok: Nor is what anybody has made.
         """
         instances, keys = self._instances, self._keys
         placed: list[Placed] = []
@@ -231,13 +249,14 @@ class Transaction(DataKeys):
                 misplaced = error
                 break
         looks = [arrival_looks(keys, instances, one) for one in placed]
-        histories = {keys.history(one.op) for one in placed if one.op not in self._begun}
-        watch = [*{key for look in looks for key in look.watch}, *histories]
+        unbegun = {one.op for one in placed} - set(self._begun)
+        beginnings = [key for op in unbegun for key in (keys.history(op), keys.active(op))]
+        watch = [*{key for look in looks for key in look.watch}, *beginnings]
         self.buffer.ask(*dict.fromkeys(c for look in looks for c in look.commands), watch=watch)
         taken = {one.record for one in self.spawned}
         for one in placed:
             stands = standing(keys, instances, one, self.buffer.known)
-            if stands.exists and existing is not None:
+            if stands.exists and existing is not None and (exist_ok or stands.made == own):
                 existing[one.record] = stands.machine
                 continue
             if stands.exists or one.record in taken:
@@ -289,7 +308,7 @@ class Buffer:
         self.known = known
         self.writes: list[Command] = []
         self._strings: dict[str, bytes | None] = {}  # known values of keys written as strings; None: deleted
-        self._parts: dict[tuple[str, str], bytes | int | None] = {}  # known fields and members written
+        self._parts: dict[tuple[str, str, bytes], bytes | int | None] = {}  # known fields and members written, by read
         self._opaque: set[str] = set()  # written in a way whose result is known only at commit
         self._touched: set[str] = set()
 
@@ -321,10 +340,12 @@ class Buffer:
             raise ReadAfterWrite(key)
         return self.reply(("GET", key))
 
-    def part(self, command: str, key: str, name: str) -> bytes | int | None:
+    def part(self, command: str, key: str, name: Value) -> bytes | int | None:
         """One field of a hash, or whether a member is in a set, with what was written here."""
-        if (key, name) in self._parts:
-            return self._parts[key, name]
+        if (part := (key, command, _encoded(name))) in self._parts:
+            return self._parts[part]
+        if any(written[0] == key and written[1] != command for written in self._parts):
+            raise ReadAfterWrite(key)
         if self._strings.get(key, b"") is None and key not in self._opaque:
             return None
         if key in self._opaque or key in self._strings:
@@ -358,30 +379,28 @@ class Buffer:
         if name == "PUBLISH":
             return
         known_string = key in self._strings or (key not in self._touched and ("GET", key) in self.known)
-        before = self.string(key) if name == "INCRBY" and known_string else None
+        total = _number("INCRBY", key, self.string(key)) + int(args[0]) if name == "INCRBY" and known_string else 0
         self._touched.add(key)
         match name:
             case "SET" | "DEL":
                 self._parts = {part: value for part, value in self._parts.items() if part[0] != key}
                 self._opaque.discard(key)
                 self._strings[key] = _encoded(args[0]) if name == "SET" else None
-            case "INCRBY" if known_string and (before or b"0").lstrip(b"-").isdigit():
-                self._strings[key] = str(int(before or 0) + int(args[0])).encode()
+            case "INCRBY" if known_string:
+                self._strings[key] = str(total).encode()
             case "HSET":
                 for field, value in zip(args[::2], args[1::2], strict=True):
-                    self._parts[key, str(field)] = _encoded(value)
+                    self._parts[key, "HGET", _encoded(field)] = _encoded(value)
             case "HDEL":
-                self._parts.update({(key, str(field)): None for field in args})
+                self._parts.update({(key, "HGET", _encoded(field)): None for field in args})
             case "SADD" | "SREM":
-                self._parts.update(
-                    {(key, _encoded(member).decode("utf-8", "replace")): int(name == "SADD") for member in args}
-                )
+                self._parts.update({(key, "SISMEMBER", _encoded(member)): int(name == "SADD") for member in args})
             case "PEXPIRE":
-                if int(args[0]) <= 0:
-                    self._opaque.add(key)
+                pass
             case _:
                 self._opaque.add(key)
                 self._strings.pop(key, None)
+                self._parts = {part: value for part, value in self._parts.items() if part[0] != key}
 
     # --- would they fail in EXEC? --------------------------------------------------------------------------------
 
@@ -404,8 +423,8 @@ class Buffer:
             WrongKind: A write that would fail: a key of another type, or an increment of what is no 64-bit number.
         """
         kinds = {str(c[1]): _text(replies[c]) or "none" for c in replies if c[0] == "TYPE"}
-        numbers: dict[tuple[str, str], Any] = {
-            (str(c[1]), str(c[2]) if len(c) > 2 else ""): reply
+        numbers: dict[tuple[str, bytes], Any] = {
+            (str(c[1]), _encoded(c[2]) if len(c) > 2 else b""): reply
             for c, reply in replies.items()
             if c[0] in {"GET", "HGET"}
         }
@@ -414,17 +433,19 @@ class Buffer:
             if name in {"SET", "DEL"}:
                 kinds[key] = "string" if name == "SET" else "none"
                 numbers = {at: number for at, number in numbers.items() if at[0] != key}
-                numbers[key, ""] = args[0] if name == "SET" else None
+                numbers[key, b""] = args[0] if name == "SET" else None
             elif name == "HSET":
-                numbers.update({(key, str(field)): value for field, value in zip(args[::2], args[1::2], strict=True)})
+                numbers.update(
+                    {(key, _encoded(field)): value for field, value in zip(args[::2], args[1::2], strict=True)}
+                )
             elif name == "HDEL":
-                numbers.update({(key, str(field)): None for field in args})
+                numbers.update({(key, _encoded(field)): None for field in args})
             if wanted and kinds.get(key, "none") not in {"none", wanted}:
                 raise WrongKind(name, key, f"a {kinds[key]}")
             if wanted and name not in {"HDEL", "SREM", "ZREM"}:
                 kinds[key] = wanted
             if name in {"INCRBY", "HINCRBY"}:
-                at = (key, "" if name == "INCRBY" else str(args[0]))
+                at = (key, b"" if name == "INCRBY" else _encoded(args[0]))
                 total = _number(str(name), key, numbers.get(at)) + int(args[-1])
                 if not -INT64 <= total < INT64:
                     raise WrongKind(name, key, "a number that would leave 64 bits")
@@ -444,13 +465,37 @@ def _number(command: str, key: str, raw: Any) -> int:
 def _key(key: object) -> str:
     if not isinstance(key, str) or not key:
         raise InvalidKey("key", f"expected a non-empty str, got {type(key).__name__}")
+    if not _encodable(key):
+        raise InvalidKey("key", "holds a lone surrogate, which cannot be encoded as UTF-8")
     return key
 
 
 def _value(key: str, value: object) -> Value:
     if isinstance(value, bool) or not isinstance(value, str | bytes | int):
         raise InvalidInput(f"value for {key}", f"expected str, bytes or int, got {type(value).__name__}")
+    if isinstance(value, str) and not _encodable(value):
+        raise InvalidInput(f"value for {key}", "holds a lone surrogate, which cannot be encoded as UTF-8")
     return value
+
+
+def _encodable(text: str) -> bool:
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False
+
+
+def _milliseconds(key: str, after: object) -> int:
+    seconds = after.total_seconds() if isinstance(after, timedelta) else after
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not abs(seconds) < LONGEST_MS / 1000:
+        raise InvalidInput(f"life of {key}", f"expected a timedelta or seconds, less than {LONGEST_MS} ms")
+    return round(seconds * 1000)
+
+
+def _score(key: str, score: object) -> str:
+    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < sys.float_info.max:
+        raise InvalidInput(f"score for {key}", f"expected a finite number, got {type(score).__name__}")
+    return repr(float(score))
 
 
 def _integer(key: str, amount: object) -> int:
@@ -459,7 +504,7 @@ def _integer(key: str, amount: object) -> int:
     return amount
 
 
-def _encoded(value: Value) -> bytes:
+def _encoded(value: Value | float) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()
 
 

@@ -28,7 +28,7 @@ KEY_KINDS = frozenset(
         "operations",
         "requests",
         "data",
-        "runs",
+        "race",
         "quarantine",
         "watchers",
         "held",

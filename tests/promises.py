@@ -1,4 +1,4 @@
-"""Which promises have no test: run by ``make check``. A test makes a promise its own by "(semantics N)" in its docstring.
+"""Which promises have no test; run by ``make check``. A test holds promise N that has "(semantics N)" in its docstring.
 
 The numbers are those of the list of behaviours that this project re-creates and improves on.
 """

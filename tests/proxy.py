@@ -8,6 +8,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +18,23 @@ import pytest
 from smqueue.embedded import EmbeddedServer
 
 CHUNK = 65_536
+
+
+@dataclass(eq=False)
+class Link:
+    """One connection through the proxy; ``silenced``: the client hears nothing more; ``ended``: the server hung up."""
+
+    client: socket.socket
+    server: socket.socket
+    silenced: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
+def hang_up(*ends: socket.socket) -> None:
+    """End connections; whoever reads from them sees the end."""
+    for end in ends:
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
 
 
 class Proxy:
@@ -31,8 +49,9 @@ class Proxy:
         self._folder = Path(tempfile.mkdtemp(prefix="proxy-"))
         self._path = self._folder / "s.sock"
         self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
-        self._lose, self._refuse, self._token = 0, 0, b""
+        self._links: set[Link] = set()
+        self._lose, self._refuse, self._hold, self._token = 0, 0, 0, b""
+        self._held: list[tuple[Link, bytes]] = []
         self.lost = 0
         """How many replies and requests it has lost so far."""
         self._listener = socket.socket(socket.AF_UNIX)
@@ -48,24 +67,41 @@ class Proxy:
     def lose_replies(self, count: int, to: bytes = b"EXEC") -> None:
         """Lose the replies to the next ``count`` requests that hold the token ``to``, once they have been executed."""
         with self._lock:
-            self._lose, self._refuse, self._token = count, 0, to
+            self._lose, self._refuse, self._hold, self._token = count, 0, 0, to
 
     def lose_requests(self, count: int, holding: bytes = b"EXEC") -> None:
         """Lose the next ``count`` requests that hold the token, so that the server never sees them."""
         with self._lock:
-            self._lose, self._refuse, self._token = 0, count, holding
+            self._lose, self._refuse, self._hold, self._token = 0, count, 0, holding
+
+    def hold_requests(self, count: int, holding: bytes = b"EXEC") -> None:
+        """Hold back the next ``count`` such requests and hang up: they reach the server, late, by ``release``."""
+        with self._lock:
+            self._lose, self._refuse, self._hold, self._token = 0, 0, count, holding
+
+    def release(self) -> None:
+        """Let what is held back reach the server, and wait until that has executed it."""
+        with self._lock:
+            held, self._held = self._held, []
+        for link, data in held:
+            link.server.sendall(data)
+            link.server.shutdown(socket.SHUT_WR)
+            link.ended.wait(10)
 
     def cut(self) -> None:
         """Cut all connections."""
         with self._lock:
-            for end in self._open:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+            for link in self._links:
+                hang_up(link.client, link.server)
 
     def close(self) -> None:
         """Stop."""
+        hang_up(self._listener)
         self._listener.close()
         self.cut()
+        for link in self._links:
+            link.client.close()
+            link.server.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -82,36 +118,42 @@ class Proxy:
                 server.connect(self._upstream)
             except OSError:
                 return
+            link = Link(client, server)
             with self._lock:
-                self._open |= {client, server}
-            silenced = threading.Event()
-            for source, target, requests in ((client, server, True), (server, client, False)):
-                threading.Thread(target=self._pump, args=(source, target, requests, silenced), daemon=True).start()
+                self._links.add(link)
+            threading.Thread(target=self._requests, args=(link,), daemon=True).start()
+            threading.Thread(target=self._replies, args=(link,), daemon=True).start()
 
-    def _pump(self, source: socket.socket, target: socket.socket, requests: bool, silenced: threading.Event) -> None:
+    def _requests(self, link: Link) -> None:
         tail = b""
         with contextlib.suppress(OSError):
-            while data := source.recv(CHUNK):
-                if requests:
-                    seen, tail = tail + data, data[-32:]
-                    fate = self._fate(seen)
-                    if fate == "refused":
-                        break
-                    if fate == "lost":
-                        silenced.set()
-                        target.sendall(data)
-                        # The server reads to the end, and so executes all of it, before it hangs up.
-                        target.shutdown(socket.SHUT_WR)
+            while data := link.client.recv(CHUNK):
+                seen, tail = tail + data, data[-32:]
+                match self._fate(seen):
+                    case "lost":
+                        link.silenced.set()
+                        link.server.sendall(data)
+                        link.server.shutdown(socket.SHUT_WR)  # it reads to the end, executes that, and hangs up
                         return
-                if not silenced.is_set():
-                    target.sendall(data)
-        for end in (source, target):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            if not requests or not silenced.is_set():
-                with self._lock:
-                    self._open.discard(end)
-                end.close()
+                    case "held":
+                        link.silenced.set()
+                        with self._lock:
+                            self._held.append((link, data))
+                        hang_up(link.client)
+                        return
+                    case "refused":
+                        break
+                    case _:
+                        link.server.sendall(data)
+        hang_up(link.client, link.server)
+
+    def _replies(self, link: Link) -> None:
+        with contextlib.suppress(OSError):
+            while data := link.server.recv(CHUNK):
+                if not link.silenced.is_set():
+                    link.client.sendall(data)
+        hang_up(link.client, link.server)
+        link.ended.set()
 
     def _fate(self, seen: bytes) -> str:
         with self._lock:
@@ -120,6 +162,9 @@ class Proxy:
             if self._refuse:
                 self._refuse, self.lost = self._refuse - 1, self.lost + 1
                 return "refused"
+            if self._hold:
+                self._hold, self.lost = self._hold - 1, self.lost + 1
+                return "held"
             if self._lose:
                 self._lose, self.lost = self._lose - 1, self.lost + 1
                 return "lost"

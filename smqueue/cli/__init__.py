@@ -1,7 +1,7 @@
 """The command ``smqueue``: looking at machines, steering them, and running what runs them.
 
-Every command exits 0; or 1 with one line on standard error that says what to do; or 2 when it was called wrongly; or 130
-after Ctrl-C, quietly.
+Every command exits 0; or 1 with one line on standard error that says what to do; or 2 when it was called wrongly; or
+130 after Ctrl-C, quietly.
 """
 
 from __future__ import annotations

@@ -44,10 +44,9 @@ def dot(drawn: Graph) -> str:
     for node in drawn.nodes:
         extra = " [peripheries=2]" if node in drawn.terminal else " [style=dashed]" if node in drawn.dynamic else ""
         lines.append(f"    {_quoted(node)}{extra};")
-    lines += [
-        f"    {_quoted(edge.source)} -> {_quoted(edge.target)} [label={_quoted(f'{edge.handler} ({edge.trigger_text})')}];"
-        for edge in drawn.edges
-    ]
+    for edge in drawn.edges:
+        label = _quoted(f"{edge.handler} ({edge.trigger_text})")
+        lines.append(f"    {_quoted(edge.source)} -> {_quoted(edge.target)} [label={label}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 

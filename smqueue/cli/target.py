@@ -83,8 +83,8 @@ class Target:
             for what, asked, has in (("url", self.url, found.url), ("namespace", self.namespace, found.namespace)):
                 if asked and asked != has:
                     raise DefinitionError(
-                        f"{self.app} has a {what} of its own, so that --{what} or SMQUEUE_{what.upper()} would do nothing: "
-                        f"leave {what}= out of build(), or leave out the other",
+                        f"the executor has a {what} of its own ({has}), so that --{what} would do nothing: leave out "
+                        f"{what}= of build() or smqueue_{what}, so that SMQUEUE_{what.upper()} counts",
                         self.app,
                     )
             return executor
@@ -149,11 +149,11 @@ def deployment_options(command: F) -> F:
     @click.option("-A", "--app", metavar="MODULE:EXECUTOR", help="The executor: package.module:executor.")
     @click.option("--url", metavar="URL", help="Of the Redis that holds the state.  [env: SMQUEUE_URL]")
     @click.option("--namespace", metavar="NAME", help="Prefix of all keys.  [env: SMQUEUE_NAMESPACE; smqueue]")
-    @click.option(
-        "--modules", metavar="LIST", help=f"package.module:object, separated by commas.  [env: {VARIABLE}]"
-    )
+    @click.option("--modules", metavar="LIST", help=f"package.module:object, separated by commas.  [env: {VARIABLE}]")
     @wraps(command)
-    def wrapped(*args: Any, app: str | None, url: str | None, namespace: str | None, modules: str | None, **rest: Any) -> Any:
+    def wrapped(
+        *args: Any, app: str | None, url: str | None, namespace: str | None, modules: str | None, **rest: Any
+    ) -> Any:
         env = os.environ.get
         target = Target(
             app,

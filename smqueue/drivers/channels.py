@@ -9,7 +9,7 @@ from typing import Any
 
 import redis.asyncio
 
-from smqueue.drivers.connect import LOST, SOCKET_TIMEOUT_S
+from smqueue.drivers.connect import SOCKET_TIMEOUT_S
 
 log = logging.getLogger("smqueue.channels")
 
@@ -45,16 +45,20 @@ class Channels:
         self._changed.set()
 
     async def run(self) -> None:
-        """Listen for ever, over reconnects; what is published meanwhile is missed, as with any pub/sub."""
-        while True:
-            try:
-                await self._listen()
-            except LOST as error:
-                log.warning("channels lost their connection: %s", error)
-                self._subscribed.clear()
-                await self._pubsub.aclose()
-                self._pubsub = self._client.pubsub()
-                await asyncio.sleep(0.5)
+        """Listen until cancelled, over reconnects; what is published meanwhile is missed, as with any pub/sub."""
+        try:
+            while True:
+                try:
+                    await self._listen()
+                except Exception as error:  # a lost connection, or a channel that the server's ACL refuses
+                    log.warning("channels are not heard for a moment: %s: %s", type(error).__name__, error)
+                    self._subscribed.clear()
+                    await self._pubsub.aclose()
+                    self._pubsub = self._client.pubsub()
+                    await asyncio.sleep(0.5)
+        finally:
+            await self._pubsub.aclose()
+            await self._client.aclose()
 
     async def _listen(self) -> None:
         reader: asyncio.Task[Any] | None = None
@@ -67,8 +71,10 @@ class Channels:
                     continue
                 reading = reader = reader or asyncio.ensure_future(self._pubsub.get_message(timeout=None))
                 changed = asyncio.ensure_future(self._changed.wait())
-                await asyncio.wait([reading, changed], return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
+                try:
+                    await asyncio.wait([reading, changed], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    changed.cancel()
                 if reading.done():
                     reader = None
                     self._take(reading.result())

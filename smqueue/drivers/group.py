@@ -45,6 +45,8 @@ def group(protocols: Iterable[Steps[T]], budget_s: float = float("inf")) -> Step
             commands = dict.fromkeys(command for _, look in looking for command in look.commands)  # TIME but once
             replies = yield from _ask(Read(tuple(watch), tuple(commands)))
             _share(looking, dict(zip(commands, replies, strict=True)) if isinstance(replies, list) else replies)
+            if not isinstance(replies, list):
+                _look_again(ready)
         elif len(ready) == len(live):  # an EXEC drops every WATCH: no member may stand between look and commit
             together, later = _disjoint(ready)
             replies = yield from _ask(Commit(tuple([c for _, commit in together for c in commit.commands])))
@@ -60,14 +62,19 @@ def group(protocols: Iterable[Steps[T]], budget_s: float = float("inf")) -> Step
                 until = at + len(request.commands)
                 run.answer(replies[at:until])
                 at = until
-            for run, _ in later:
+            for run, _ in later:  # each alone: together, all but the first would only wait again
                 run.answer(None)
+                while run.request is not None:
+                    run.answer((yield from _ask(run.request)))
         else:
             for run in live:
                 if isinstance(run.request, Pause):
                     run.answer(None)  # the others' work is pause enough
                 elif run.request is not None and not isinstance(run.request, Read | Commit):
-                    run.answer((yield from _ask(run.request)))
+                    reply = yield from _ask(run.request)
+                    run.answer(reply)
+                    if isinstance(reply, Exception):
+                        _look_again(ready)
     return runs
 
 
@@ -76,6 +83,13 @@ def _ask(request: RoundTrip) -> Steps[Any]:
         return (yield request)
     except Exception as error:  # each member decides for itself
         return error
+
+
+def _look_again(ready: Ready[T]) -> None:
+    """A reply was lost, and with its connection the WATCHes of all: what was looked at may have changed unnoticed."""
+    for run, request in ready:
+        if run.request is request:
+            run.answer(None)
 
 
 def _share(looking: Sequence[tuple[Run[T], Read]], replies: Any) -> None:

@@ -30,7 +30,7 @@ def add(
     existing: dict[str, str] = {}
 
     def run(tx: Transaction) -> list[str]:
-        placed = tx.fresh(machines, existing if exist_ok else None)
+        placed = tx.fresh(machines, existing, commit_id, exist_ok)
         tx.spawned = [one for one in placed if one.record not in existing]
         return [one.record for one in placed]
 

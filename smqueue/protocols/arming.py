@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from random import randrange
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smqueue.handlers import Handler
-from smqueue.keys import Keys, schedule_of
+from smqueue.keys import Keys, decode, schedule_of
 from smqueue.records import Active, Armed, Item, Machine, Placed, Wait, compact, deadline_ms, kind_of
 from smqueue.roundtrip import Command
 from smqueue.trigger_types import Deadline, Finished, Reached, Signal
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PARK_MS = 3_600_000
 """What waits for ever is looked at again after about this long."""
+AWAITED_AGAIN = frozenset({"signal", "channel", "poll"})
+"""Kinds of trigger that a handler's ``None`` arms anew; the others have happened once and are over."""
 UPDATES_KEPT = 10_000
 HINT_MS = 1_000
 """Life of the flag that says a transition hint is under way: what a lost hint costs at most."""
@@ -32,6 +35,8 @@ class Plan(NamedTuple):
 
     commands: list[Command]
     due: bool
+    taken: frozenset[bytes] = frozenset()
+    """The buffered signal that is its outcome, if any."""
 
 
 def wait_of(handler: Handler, state: Any, now_us: int) -> Wait:
@@ -69,21 +74,24 @@ def arm(
     record, race = machine.record, keys.race(machine.record)
     op, module = machine.op, machine.field.partition(" ")[0]
     now_ms = now_us // 1000
-    won: tuple[str, str] | None = None
+    won: tuple[str, str, int] | None = None
+    taken: frozenset[bytes] = frozenset()
     commands: list[Command] = []
     due_at: dict[str, int] = {}
     deadline = deadline_ms(machine.armed)
+    if again is not None and deadline is not None and deadline <= now_ms:  # what came after it does not win
+        won = (next(name for name, wait in machine.armed.items() if wait == deadline), "null", deadline)
     code = False
     for place, (name, wait) in enumerate(machine.armed.items()):
         entry, kind = f"{machine.entry}:{name}", kind_of(wait)
         match wait:
             case str() if won is None and (item := head(wait)) is not None:
                 commands.append(("LREM", _inbox(keys, op, module, wait), 1, item.raw))
-                won = (name, item.payload)
+                won, taken = (name, item.payload, now_ms), frozenset((item.raw,))
             case int() if won is None and wait <= now_ms:
-                won = (name, "null")
+                won = (name, "null", wait)
             case list() if won is None and kind == "now":
-                won = (name, "null")
+                won = (name, "null", now_ms)
             case str():
                 # Of two triggers of one state for one signal the one declared first gets it, here as at arming.
                 commands.append(("ZADD", _waiting(keys, op, module, wait), active.at_us + place, entry))
@@ -100,10 +108,10 @@ def arm(
                 ("ZADD", schedule_of(keys, kind_of(machine.armed[name])), *nx, at, f"{machine.entry}:{name}")
             )
     else:
-        commands.append(("HSET", race, "won", won[0], "value", won[1], "at", now_ms))
+        commands.append(("HSET", race, "won", won[0], "value", won[1], "at", won[2]))
     score = now_ms if won else min(deadline or parked(now_us), parked(now_us))
     commands += [("SET", keys.machine(record), machine.dump()), ("ZADD", keys.schedule, score, machine.entry)]
-    return Plan(commands, due=won is not None or code)
+    return Plan(commands, due=won is not None or code, taken=taken)
 
 
 def enter(
@@ -116,7 +124,8 @@ def enter(
     plan = arm(keys, machine, active, now_us, head)
     field = ("HSET", keys.active(to.op), to.field, active.dump())
     member = ("ZADD", keys.operations, "NX", now_us // 1000, to.op)
-    return Plan([("DEL", keys.race(to.record)), *plan.commands, field, member], plan.due)
+    fresh: list[Command] = [("DEL", keys.race(to.record)), ("HDEL", keys.quarantine, to.record)]
+    return Plan([*fresh, *plan.commands, field, member], plan.due, plan.taken)
 
 
 def leave(keys: Keys, machine: Machine) -> list[Command]:
@@ -132,11 +141,11 @@ def leave(keys: Keys, machine: Machine) -> list[Command]:
             case list():
                 entries.setdefault(schedule_of(keys, wait[0]), []).append(entry)
                 if wait[0] in {"reached", "finished"}:
-                    commands.append(("SREM", keys.watchers(wait[1]), entry))
+                    commands.append(("SREM", keys.watchers(_other(wait)), entry))
             case _:
                 pass
     commands += [("ZREM", schedule, *gone) for schedule, gone in entries.items()]
-    return [*commands, ("DEL", keys.machine(record), keys.race(record))]
+    return [*commands, ("DEL", keys.machine(record), keys.race(record)), ("HDEL", keys.quarantine, record)]
 
 
 def keep(
@@ -149,7 +158,7 @@ def keep(
     """
     name, machine = it.won, it.machine
     kind = kind_of(machine.armed[name])
-    armed = {n: w for n, w in machine.armed.items() if n != name or kind in {"signal", "channel", "poll"}}
+    armed = {n: w for n, w in machine.armed.items() if n != name or kind in AWAITED_AGAIN}
     if not armed:
         return None
     race = keys.race(machine.record)
@@ -158,6 +167,8 @@ def keep(
     if name not in armed:
         if kind not in {"now", "deadline"}:
             commands.append(("ZREM", schedule_of(keys, kind), entry))
+        if kind in {"reached", "finished"}:
+            commands.append(("SREM", keys.watchers(_other(machine.armed[name])), entry))
     elif kind == "poll":
         commands.append(("ZADD", keys.schedule, now_us // 1000 + (repoll_ms or 0), entry))
     kept = machine._replace(guard=commit_id, armed=armed)
@@ -211,24 +222,27 @@ def hint(keys: Keys) -> Command:
     return ("SET", keys.hint, "1", "NX", "PX", HINT_MS)
 
 
-def settle(keys: Keys, op: str, now_us: int, finished: bool) -> Command:
+def settle(keys: Keys, op: str, now_us: int, keep: timedelta | None) -> Command:
     """After the last machine has left, the operation is no longer one with active machines; decided within the EXEC.
 
     EVAL with its text, not EVALSHA: after a restart that would fail alone, with its neighbours applied.
     """
     body = "if redis.call('EXISTS',KEYS[1])==0 then redis.call('ZREM',KEYS[2],ARGV[1])"
-    body += " if ARGV[3]=='1' then redis.call('ZADD',KEYS[3],ARGV[2],ARGV[1]) end end return 1"
-    args = (op, now_us // 1000, int(finished))
-    return ("EVAL", body, 3, keys.active(op), keys.operations, keys.finished, *args)
+    body += " if ARGV[3]~='' then redis.call('ZADD',KEYS[3],ARGV[2],ARGV[1])"
+    body += " redis.call('ZADD',KEYS[4],'NX',ARGV[3],'~retention') end end return 1"
+    args = (op, now_us // 1000, "" if keep is None else now_us // 1000 + round(keep.total_seconds() * 1000))
+    return ("EVAL", body, 4, keys.active(op), keys.operations, keys.finished, keys.schedule, *args)
+
+
+def _other(wait: Wait) -> str:
+    """The operation that ``reached`` or ``finished`` watches."""
+    assert isinstance(wait, list)
+    return str(wait[1])
 
 
 def _inbox(keys: Keys, op: str, module: str, signal: str) -> str:
-    from smqueue.keys import decode
-
     return keys.inbox(op, decode(module), signal)
 
 
 def _waiting(keys: Keys, op: str, module: str, signal: str) -> str:
-    from smqueue.keys import decode
-
     return keys.waiting(op, decode(module), signal)

@@ -50,13 +50,14 @@ def autocommit(
         Exception: What ``fn`` raised; nothing was written.
     """
     begun: set[str] = set()
-    last: Done[T] | None = None
+    committing: Done[T] | None = None
+    doubtful: Done[T] | None = None  # sent, and its reply lost: it may have been applied, or may yet be
     attempt = lost = 0
     while attempt < max_attempts:
         look = Look()
         try:
-            if last is not None and (yield from _applied(keys, commit_id, last.machines)):
-                return last._replace(hint=True)
+            if doubtful is not None and (yield from _applied(keys, commit_id, doubtful.machines)):
+                return _recognised(doubtful, lost)
             decided = yield from decide(keys, instances, module, fn, look, begun)
             if decided is None:
                 attempt += 1
@@ -64,7 +65,10 @@ def autocommit(
                 continue
             tx, value = decided
             checks = tx.buffer.checks()
-            yield from look.fetch([], [*checks, watched(keys), ("TIME",)], check=[str(c[1]) for c in checks])
+            once = (
+                [] if tx.spawned else [keys.marker(commit_id)]
+            )  # whichever of its attempts comes first, no second one
+            yield from look.fetch(once, [*checks, watched(keys), ("TIME",)], check=[str(c[1]) for c in checks])
             tx.buffer.verify({c: look.known[c] for c in checks})
             begun |= unbegun(keys, {placed.op for placed in tx.spawned}, look)
             started = yield from start(keys, instances, tx.spawned, look, commit_id)
@@ -72,27 +76,37 @@ def autocommit(
             commands = [*started.commands, *ending]
             if not tx.spawned and commands:
                 commands.insert(0, ("SET", keys.marker(commit_id), "1", "EX", MARKER_S))
-            last = Done(value, started.machines, requests, started.due, bool(look.known[watched(keys)]))
+            committing = Done(value, started.machines, requests, started.due, bool(look.known[watched(keys)]))
             replies = yield from commit(commands)
         except LostReply:  # no conflict, so no attempt of the caller's
-            lost += 1
+            doubtful, lost = committing, lost + 1
             if lost == MAX_LOST:
                 raise
             continue
         if replies is not None:
-            return last._replace(hint=started.due and replies[-1] is not None)
-        last = None
+            return committing._replace(hint=started.due and replies[-1] is not None)
         attempt += 1
         yield from back_off(attempt)
+    if doubtful is not None and (yield from _applied(keys, commit_id, doubtful.machines)):
+        return _recognised(doubtful, lost)
     raise CommitFailed(max_attempts, "conflict")
 
 
+def _recognised(doubtful: Done[T], lost: int) -> Done[T]:
+    """After several lost replies it is open which attempt was applied: its requests are left to whoever finds them."""
+    return doubtful._replace(hint=True, requests=doubtful.requests if lost == 1 else [])
+
+
 def _applied(keys: Keys, commit_id: str, machines: list[Spawned]) -> Steps[bool]:
-    """After a lost reply: whether the commit was applied, told by the record that it made, or else by its marker."""
+    """After a lost reply: whether the commit was applied, told by the record that it made, or else by its marker.
+
+    Watched: should the lost request arrive only now, what is tried after this look is a conflict.
+    """
     if not machines:
-        return (yield from read([], ("GET", keys.marker(commit_id))))[0] is not None
+        marker = keys.marker(commit_id)
+        return (yield from read([marker], ("GET", marker)))[0] is not None
     first: Placed = machines[0].placed
     looks = [("HGET", keys.active(first.op), first.field), ("HGET", keys.inactive(first.op), first.field)]
-    active, inactive = yield from read([], *looks)
+    active, inactive = yield from read([keys.machine(first.record)], *looks)
     made: Any = Active.parse(active).made if active else parse_inactive(inactive).get("made") if inactive else None
     return made == commit_id

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from smqueue.errors import CommitFailed, SmqueueError
@@ -64,9 +67,14 @@ def resume(keys: Keys, control: str) -> Steps[tuple[bool, bool]]:
 class Leaving(NamedTuple):
     """An active record as it is about to end."""
 
-    field: str
+    raw: bytes
+    """Its field in the active hash, as it is stored."""
     active: Active
-    machine: Machine | None
+
+    @property
+    def field(self) -> str:
+        """The field as text; of one that is none, as much as can be told."""
+        return self.raw.decode(errors="replace")
 
 
 def begin_cancel(keys: Keys, op: str, reason: str) -> Steps[None]:
@@ -76,20 +84,20 @@ def begin_cancel(keys: Keys, op: str, reason: str) -> Steps[None]:
     yield from commit([("SET", keys.control(op), "cancelling " + reason), entry])
 
 
-def cancel(keys: Keys, op: str, commit_id: str, keep: bool) -> Steps[int]:
+def cancel(keys: Keys, op: str, commit_id: str, keep: timedelta | None) -> Steps[int]:
     """End every active machine of an operation, marked cancelled; 2 round trips for each 100, and one to finish.
 
     Args:
         keys: Of the operation's shard.
         op: The operation; ``begin_cancel`` has been run.
         commit_id: Of this run.
-        keep: Whether the end of the operation is to be noted for retention.
+        keep: When its end may be forgotten; ``None``: never.
 
     Returns:
         How many machines have been ended.
     """
-    ended = 0
-    for attempt in range(MAX_ATTEMPTS):
+    ended = attempt = 0
+    while attempt < MAX_ATTEMPTS:
         try:
             batch = yield from _page(keys, op)
             if not batch:
@@ -101,16 +109,19 @@ def cancel(keys: Keys, op: str, commit_id: str, keep: bool) -> Steps[int]:
             guards = [keys.machine(digest(op, one.field)) for one in batch]
             past: list[Command] = [("HGET", keys.inactive(op), one.field) for one in batch]
             looks = [TIME, ("GET", keys.control(op)), begun(keys, op), watchers(keys, op)]
-            looks += [("HGET", keys.active(op), one.field) for one in batch]
+            looks += [("HGET", keys.active(op), one.raw) for one in batch]
             looks += [("GET", guard) for guard in guards]
-            yield from look.fetch([*guards, keys.watchers(op), keys.history(op)], [*looks, *past])
+            watch = [*guards, keys.watchers(op), keys.history(op), keys.active(op)]
+            yield from look.fetch(watch, [*looks, *past])
             reason = (look.known["GET", keys.control(op)] or b"").decode().partition(" ")[2]
             commands = _end_all(keys, op, batch, look, commit_id, reason, keep)
             if commands and (yield from commit(commands)) is not None:
-                ended += len(batch)
+                ended, attempt = ended + len(batch), 0
                 continue
         except LostReply:
+            attempt += 1
             continue
+        attempt += 1
         yield from back_off(attempt)
     raise CommitFailed(MAX_ATTEMPTS, "conflict")
 
@@ -121,31 +132,31 @@ def _page(keys: Keys, op: str) -> Steps[list[Leaving]]:
         ((cursor, flat),) = yield from read([], ("HSCAN", keys.active(op), cursor, "COUNT", BATCH))
         pairs = list(zip(flat[::2], flat[1::2], strict=True))[:BATCH]
         if pairs or int(cursor) == 0:
-            return [_leaving(field.decode(), raw) for field, raw in pairs]
+            return [_leaving(field, raw) for field, raw in pairs]
 
 
-def _leaving(field: str, raw: bytes) -> Leaving:
+def _leaving(field: bytes, raw: bytes) -> Leaving:
     try:
-        return Leaving(field, Active.parse(raw), None)
+        return Leaving(field, Active.parse(raw))
     except ValueError:  # garbage ends too
-        return Leaving(field, Active("", 0, 0, 0, "", lone=False), None)
+        return Leaving(field, Active("", 0, 0, 0, "", lone=False))
 
 
 def _end_all(
-    keys: Keys, op: str, batch: list[Leaving], look: Look, commit_id: str, reason: str, keep: bool
+    keys: Keys, op: str, batch: list[Leaving], look: Look, commit_id: str, reason: str, keep: timedelta | None
 ) -> list[Command]:
     commands: list[Command] = []
     entries: list[dict[str, Any]] = []
     now_us = look.now_us
     for one in batch:
-        if look.known["HGET", keys.active(op), one.field] is None:
+        if look.known["HGET", keys.active(op), one.raw] is None:
             return []  # it has moved since
         record = digest(op, one.field)
         raw = look.known["GET", keys.machine(record)]
         try:
             commands += leave(keys, Machine.parse(raw))
         except (ValueError, TypeError):
-            commands += [("HDEL", keys.active(op), one.field), ("DEL", keys.machine(record), keys.race(record))]
+            commands += [("HDEL", keys.active(op), one.raw), ("DEL", keys.machine(record), keys.race(record))]
         commands.append(("HDEL", keys.quarantine, record))
         past = look.known["HGET", keys.inactive(op), one.field]
         before = parse_inactive(past)["visits"] if past else 0
@@ -179,17 +190,18 @@ def retry(
         look = Look()
         quarantined: Command = ("HGET", keys.quarantine, record)
         won: Command = ("HEXISTS", keys.race(record), "won")
-        yield from look.fetch([guard], [TIME, ("GET", guard), quarantined, won])
+        yield from look.fetch([guard, keys.race(record)], [TIME, ("GET", guard), quarantined, won])
         if look.known[quarantined] is None:
             return False, False
         try:
             machine = Machine.parse(look.known["GET", guard])
             _, placed = instances.load(op, field, Active.parse(raw).version)
         except (ValueError, TypeError, SmqueueError):
-            return (yield from _again(keys, f"{record}:"))
+            return (yield from _again(keys, json.loads(look.known[quarantined])["entry"]))
         deadline = deadline_ms(machine.armed)
         if look.known[won] == 1 or (deadline is not None and deadline <= look.now_us // 1000):
-            return (yield from _again(keys, machine.entry))
+            code = [f"{machine.entry}:{name}" for name, wait in machine.armed.items() if isinstance(wait, list)]
+            return (yield from _again(keys, machine.entry, code))
         handlers = instances.handlers(placed)
         armed: Armed = {name: wait_of(h, placed.state, look.now_us) for name, h in handlers.items()}
         inboxes = list(inbox_keys(keys, instances, placed).values())
@@ -206,6 +218,7 @@ def retry(
     raise CommitFailed(MAX_ATTEMPTS, "conflict")
 
 
-def _again(keys: Keys, entry: str) -> Steps[tuple[bool, bool]]:
-    names = (keys.quarantine, keys.schedule, keys.hint)
-    return (yield from call("retry", names, (keys.race_prefix, entry, HINT_MS), lambda r: (bool(r[0]), bool(r[1]))))
+def _again(keys: Keys, entry: str, code: Sequence[str] = ()) -> Steps[tuple[bool, bool]]:
+    names = (keys.quarantine, keys.schedule, keys.hint, keys.hosted)
+    args = (keys.race_prefix, entry, HINT_MS, *code)
+    return (yield from call("retry", names, args, lambda r: (bool(r[0]), bool(r[1]))))

@@ -19,6 +19,8 @@ class Look:
 
     def __init__(self) -> None:
         self.known: dict[Command, Any] = {}
+        self.taken: set[bytes] = set()
+        """Buffered signals that this attempt has given away: one is for one machine."""
 
     @property
     def now_us(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from smqueue.instances import Instances
 from smqueue.keys import Keys, encode
-from smqueue.roundtrip import Steps, commit, read
+from smqueue.roundtrip import Steps, call, read
 from smqueue.standing import version_of
 from smqueue.states import State
 
@@ -44,5 +44,5 @@ def has_reached(keys: Keys, instances: Instances, op: str, classes: Collection[t
 
 
 def watch(keys: Keys, op: str, entry: str) -> Steps[None]:
-    """Register an entry to become due with each commit of the operation; 1 round trip."""
-    yield from commit([("SADD", keys.watchers(op), entry)])
+    """Register an entry to become due with each commit of the operation, unless its arming is over; 1 round trip."""
+    yield from call("watch", (keys.watchers(op), keys.schedule), (entry,), bool)

@@ -16,6 +16,7 @@ from smqueue.records import compact
 from smqueue.roundtrip import Steps, call, commit, repeat, text
 
 BATCH = 100
+POSTPONED_MS = 60_000
 ANSWER_S = 600
 RESENDS = 10
 
@@ -37,13 +38,22 @@ def parse(raw: bytes) -> Request:
     return Request(raw, json.loads(raw))
 
 
-def pending(keys: Keys) -> Steps[tuple[int, list[Request]]]:
-    """The oldest requests, and Redis's clock in ms; 1 round trip. Those that are due are the caller's to do."""
+def pending(keys: Keys, offset: int = 0) -> Steps[tuple[int, list[bytes]]]:
+    """A page of requests, and Redis's clock in ms; 1 round trip. Those that are due are the caller's to do."""
 
-    def read(reply: Any) -> tuple[int, list[Request]]:
-        return int(reply[0]), [parse(raw) for raw in reply[1:]]
+    def read(reply: Any) -> tuple[int, list[bytes]]:
+        return int(reply[0]), list(reply[1:])
 
-    return (yield from call("requests", (keys.requests, keys.schedule), (BATCH, LEASE_MS), read))
+    return (yield from call("requests", (keys.requests, keys.schedule), (offset, BATCH, LEASE_MS), read))
+
+
+def postpone(keys: Keys, request: Request) -> Steps[None]:
+    """It could not be done: later, and behind the others; 1 round trip."""
+    tries = int(request.data.get("tries", 0)) + 1
+    later = {name: value for name, value in request.data.items() if name != "due"}
+    item = compact({**later, "tries": tries})[:-1]
+    delay_ms = min(1000 * 2**tries, POSTPONED_MS)
+    yield from call("postpone", (keys.requests,), (request.raw, item, delay_ms), lambda _: None)
 
 
 def remove(keys: Keys, request: bytes) -> Steps[None]:

@@ -44,18 +44,27 @@ def start(keys: Keys, instances: Instances, entry: str, token: str, kind: str) -
 def renew(keys: Keys, schedule: str, held: Sequence[tuple[str, str]]) -> Steps[list[str]]:
     """Prolong the leases of (entry, token) pairs; 1 round trip. Returns the entries that are no longer held."""
     flat = [part for pair in held for part in pair]
-    return (yield from call("renew", (schedule,), (keys.race_prefix, LEASE_MS, *flat), lambda r: [text(e) for e in r]))
+    return (
+        yield from call(
+            "renew",
+            (schedule,),
+            (keys.machine_prefix, keys.race_prefix, LEASE_MS, *flat),
+            lambda r: [text(e) for e in r],
+        )
+    )
 
 
-def outcome(keys: Keys, entry: str, kind: str, value: str) -> Steps[tuple[str, bool]]:
+def outcome(
+    keys: Keys, entry: str, kind: str, value: str, token: str = "", *, keep: bool = False
+) -> Steps[tuple[str, bool]]:
     """Record the outcome of a trigger; the first of a race stands; 1 round trip.
 
     Returns:
         ``RECORDED``, ``LOST``, ``LATE`` or ``STALE``, and whether to send a hint. Repeating it after a lost reply says
-        LOST to the one who won; nothing depends on that.
+        STALE or LOST to the one who won; nothing depends on that.
     """
     names = (keys.schedule, schedule_of(keys, kind), keys.hint)
-    args = (keys.machine_prefix, keys.race_prefix, entry, value, HINT_MS)
+    args = (keys.machine_prefix, keys.race_prefix, entry, value, HINT_MS, token, int(keep))
     return (yield from repeat("outcome", names, args, lambda r: (text(r[0]), bool(r[1])), RESENDS))
 
 

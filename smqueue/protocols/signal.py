@@ -6,13 +6,12 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from smqueue.errors import InboxFull, OperationFinished
-from smqueue.instances import Told
+from smqueue.instances import INBOX_LIMIT, Told
 from smqueue.keys import Keys
 from smqueue.protocols.arming import HINT_MS
 from smqueue.records import compact
 from smqueue.roundtrip import Steps, repeat, text
 
-INBOX_LIMIT = 1_000
 KEPT_MS = 7 * 24 * 3_600_000
 SEEN_KEPT = 1_000
 MARKER_S = 60

@@ -52,11 +52,11 @@ def buffered(
     found: dict[str, Item | None] = {}
     for signal, inbox in inbox_keys(keys, instances, placed).items():
         raw = look.known[head(inbox)]
-        item = first_for([raw] if raw is not None else [], machine)
+        item = first_for([raw] if raw is not None and raw not in look.taken else [], machine)
         if raw is not None and item is None:
             everything: Command = ("LRANGE", inbox, 0, -1)
             yield from look.fetch([], [everything])
-            item = first_for(look.known[everything], machine)
+            item = first_for([one for one in look.known[everything] if one not in look.taken], machine)
         found[signal] = item
     return found
 
@@ -94,6 +94,7 @@ def start(
             active = unmarked._replace(lone=lone)
             items = yield from buffered(keys, instances, placed, active.machine, look)
             entered = enter(keys, placed, instances.handlers(placed), active, commit_id, now_us, items.get)
+            look.taken |= entered.taken
             plan.commands.extend(entered.commands)
             plan.machines.append(Spawned(placed, active))
             due = due or entered.due

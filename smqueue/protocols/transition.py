@@ -129,9 +129,13 @@ def transition(keys: Keys, instances: Instances, it: Claimed, commit_id: str) ->
             continue
         except (InvalidState, NothingToWaitFor, StateAlreadyExists):
             # A verdict on what was read counts once that is seen to hold still.
-            if not (yield from look.has_held()):
-                continue
-            raise
+            try:
+                held = yield from look.has_held()
+            except LostReply:
+                held = False
+            if held:
+                raise
+            continue
         if replies is not None:
             return done._replace(hint=done.hint and replies[-1] is not None)
         yield from back_off(attempt)
@@ -174,9 +178,10 @@ def _look(keys: Keys, instances: Instances, it: Claimed, to: Placed | None, tx: 
     commands += [TIME, ("GET", guard), ("HGET", keys.inactive(op), it.machine.field), watchers(keys, op)]
     commands += [*map(head, inboxes), *[("GET", key) for key in controls(keys, it.placed)], *checks]
     if it.active.lone:
-        watch.append(keys.history(op))
+        watch += [keys.history(op), keys.active(op)]
         commands.append(begun(keys, op))
-    look.known.pop(TIME, None)
+    for command in (TIME, begun(keys, op)):  # seen by the handler's own looks, but not under these watches
+        look.known.pop(command, None)
     yield from look.fetch(watch, commands, check=[str(c[1]) for c in checks])
 
 
@@ -245,7 +250,7 @@ def _move(
     left = left_record(it, past, now_us, commit_id, to=to.field, **more)
     commands = [*leave(keys, it.machine), ("HSET", keys.inactive(op), it.machine.field, left), *plan.commands]
     if kind == "merged" or to.type.terminal:
-        commands.append(settle(keys, op, now_us, instances.get(to.module).module.keep is not None))
+        commands.append(settle(keys, op, now_us, instances.get(to.module).module.keep))
     entry = step_entry(moved, to.field, now_us, commit_id, terminal=to.type.terminal, won=it.won, **more)
     unwritten = it.active.lone and look.known[begun(keys, op)] == 1
     entries = [first_entry(it.machine.field, it.active), entry] if unwritten else [entry]

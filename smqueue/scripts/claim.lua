@@ -20,6 +20,7 @@ end
 local function take(entry, i)
   if entry:sub(1, 1) == '~' then return lease, {entry} end
   local rec, arming, trigger = parts(entry)
+  if not rec then return nil end
   local m, raw = machine_at(machine_prefix .. rec)
   if m == nil or (m and m.arming ~= arming) then return nil end
   if redis.call('HEXISTS', KEYS[2], rec) == 1 then return park + i * 97 end
@@ -30,7 +31,11 @@ local function take(entry, i)
   local deadline = deadline_of(m)
   local decided = redis.call('HEXISTS', race_key, 'won') == 1 or (deadline and deadline <= now)
   if trigger then
-    if decided then return 1000 end
+    if not m.armed[trigger] then return nil end
+    if decided then  -- usually for a moment; for long when it is paused or keeps failing
+      local since = tonumber(redis.call('HGET', race_key, 'at') or deadline or now)
+      return math.max(1000, math.min(now - since, 60000))
+    end
     local wait = lease
     if token ~= '' then
       redis.call('HSET', race_key, 'task:' .. trigger, token)

@@ -11,6 +11,9 @@ local deadline = deadline_of(m)
 if redis.call('HEXISTS', race, 'won') == 1 or (deadline and deadline <= now) then return {'LOST'} end
 local holder = redis.call('HMGET', race, 'task:' .. trigger, 'until:' .. trigger)
 if holder[1] and holder[1] ~= token and holder[2] and tonumber(holder[2]) > now then return {'RUNNING'} end
+if holder[1] ~= token and redis.call('HEXISTS', race, 'sent:' .. trigger) == 0 then
+  return {'STALE'}  -- a late copy of a message that was answered: its next run is in the schedule
+end
 local until_ms = string.format('%.0f', now + ARGV[6])
 redis.call('HSET', race, 'task:' .. trigger, token, 'until:' .. trigger, until_ms)
 redis.call('ZADD', KEYS[1], until_ms, entry)

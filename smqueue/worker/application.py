@@ -1,8 +1,8 @@
-"""The Celery application behind ``smqueue worker`` and ``smqueue dev``: the executor's own, or one made from the environment.
+"""The Celery application behind ``smqueue worker`` and ``smqueue dev``: an executor's own, or one made for modules.
 
-``SMQUEUE_APP`` (``package.module:executor``) names an executor whose application it is; else one is made for the modules
-in ``SMQUEUE_MODULES``. ``celery -A smqueue.worker.application:app`` needs the attribute ``app``, which is made at its
-first use; importing this module makes nothing.
+``SMQUEUE_APP`` (``package.module:executor``) names an executor whose application it is; else one is made for the
+modules in ``SMQUEUE_MODULES``. ``celery -A smqueue.worker.application:app`` needs the attribute ``app``, which is made
+at its first use; importing this module makes nothing.
 """
 
 from __future__ import annotations

@@ -71,6 +71,11 @@ class Attempt:
         self.id = attempt_id(armed.machine.entry, armed.trigger)
         self.context = engine.instances.context(armed.placed, armed.active.machine, self.id)
 
+    @property
+    def label(self) -> str:
+        """``module.State/handler``, as Flower and the logs show it."""
+        return self.handler.label(self.armed.placed.module, self.armed.placed.type.name)
+
     def poll(self, trigger: Poll[Any, Any]) -> str:
         """Ask once."""
         pause_ms = trigger.every_ms(self.armed.placed.state, self.armed.tries)
@@ -91,19 +96,23 @@ class Attempt:
 
     def task(self, trigger: TaskTrigger[Any, Any]) -> str:
         """Send the user's task, linked to report its end; looked at again in an hour, and sent again under its id."""
+        if (ended := self.armed.race.get(f"ended:{self.armed.trigger}")) is not None:
+            return self._recorded(ended)  # it ended while another outcome was being looked at, which came to nothing
         try:
-            self.engine.send_linked(trigger.signature_for(self.armed.placed.state), self.id, self.armed.entry)
+            self.engine.send_linked(trigger.signature_for(self.armed.placed.state), self)
         except Exception as error:
             return self.failed(error, Retry())
-        return self.again(PARK_MS, "")
+        return self.again(PARK_MS, "", told=False)
 
     # --- what became of it ---------------------------------------------------------------------------------------
 
     def record(self, value: Any) -> str:
         """Record an outcome; the first of a race stands."""
-        said, hint = self.engine.driver.run(
-            runs.outcome(self.keys, self.armed.entry, self.armed.kind, encoded(self.engine, self.handler, value))
-        )
+        return self._recorded(encoded(self.engine, self.handler, value))
+
+    def _recorded(self, text: str) -> str:
+        steps = runs.outcome(self.keys, self.armed.entry, self.armed.kind, text, self.token)
+        said, hint = self.engine.driver.run(steps)
         if hint:
             self.engine.outbound.hint(self.keys.namespace, self.keys.shard)
         return said
@@ -115,15 +124,14 @@ class Attempt:
             return self.record(Failed(error_text(error), attempts))
         return self.again(retry.jittered_ms(attempts), error_text(error))
 
-    def again(self, delay_ms: int, error: str) -> str:
+    def again(self, delay_ms: int, error: str, told: bool = True) -> str:
         """Run again after a while."""
         if error:
-            label = self.handler.label(self.armed.placed.module, self.armed.placed.type.name)
-            log.info("%s of operation %s failed: %s", label, self.armed.machine.op, error)
+            log.info("%s of operation %s failed: %s", self.label, self.armed.machine.op, error)
         steps = runs.again(self.keys, self.armed.entry, self.armed.kind, self.token, delay_ms, 1, error)
         done = self.engine.driver.run(steps)
-        if self.watched and done:
-            self.engine.outbound.tell(events.retried(self.id, error or "no answer yet"))
+        if self.watched and done and told:
+            self.engine.outbound.tell(events.retried(self.id, error or "no answer yet", self.armed.tries + 1))
         return "AGAIN" if done else "STALE"
 
     def _invoke(self, fn: Callable[..., Any], timeout_s: float | None) -> Any:

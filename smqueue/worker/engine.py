@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.canvas import Signature
@@ -19,6 +20,9 @@ from smqueue.leases import Leases
 from smqueue.limits import time_limit
 from smqueue.worker.outbound import CeleryOutbound
 
+if TYPE_CHECKING:
+    from smqueue.worker.code import Attempt
+
 
 class Engine:
     """One executor at work in this process: its drains and leases, made at first use."""
@@ -30,6 +34,8 @@ class Engine:
         self._local = threading.local()
         self.loop: asyncio.AbstractEventLoop | None = None
         """The event loop that hosts coroutines, in the process that has one."""
+        self.loop_pid = 0
+        """That process: a child forked from it inherits the loop, but not the thread that runs it."""
 
     @property
     def driver(self) -> Blocking:
@@ -69,16 +75,25 @@ class Engine:
 
     def run_async(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine to its end: on the hosting loop if this process has one, else on one of its own."""
-        if self.loop is not None and self.loop.is_running():
+        if self.loop is not None and self.loop_pid == os.getpid() and self.loop.is_running():
             return asyncio.run_coroutine_threadsafe(work, self.loop).result()
         return asyncio.run(work)
 
-    def send_linked(self, signature: Any, task_id: str, entry: str) -> None:
-        """Send a user's task so that its end is reported, whichever it is; no result back end is needed."""
-        given = {"entry": entry, "namespace": self.namespace}
+    def send_linked(self, signature: Any, attempt: Attempt) -> None:
+        """Send a user's task so that its end is reported, whichever it is; no result back end is needed.
+
+        It has the trigger's id, so in Flower the two are one: under the trigger's name, with the task's beside it.
+        """
+        armed = attempt.armed
+        given = {"entry": armed.entry, "namespace": self.namespace}
         done: Any = Signature("smqueue.ended", kwargs=given, app=self.app)
         failed: Any = Signature("smqueue.failed", kwargs=given, app=self.app)
         sent: Any = self.app.signature(signature).clone()
         sent.link(done)
         sent.link_error(failed)
-        sent.apply_async(task_id=task_id)
+        sent.apply_async(
+            task_id=attempt.id,
+            shadow=attempt.label,
+            argsrepr=repr((armed.machine.op, armed.active.machine)),
+            kwargsrepr=repr({"task": sent.task, "args": sent.args, "kwargs": sent.kwargs}),
+        )

@@ -1,6 +1,6 @@
 """Celery events for triggers, so that Flower shows them: sent, started, retried, succeeded (won), revoked (lost).
 
-A view, not the truth: ``explain`` is. Events are sent only while somebody consumes them, which workers note in Redis.
+A view, not the truth: ``explain`` is. Events are sent only while somebody looks on, which workers note in Redis.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from typing import Any
 
 from celery import Celery
 from celery.utils.nodenames import anon_nodename
+from celery.worker.control import Panel, control_command
 
 log = logging.getLogger("smqueue.events")
+
+REPEATED_S = 15.0
+"""Flower repeats ``enable_events`` every 5 s, for workers that came later; after three that are missing it has gone."""
 
 
 class Events:
@@ -22,7 +26,11 @@ class Events:
         self._app = app
 
     def send(self, *events: tuple[str, dict[str, Any]]) -> None:
-        """Send several events over one connection; one that cannot be sent is only missed by the onlooker."""
+        """Send several events over one connection; one that cannot be sent is only missed by the onlooker.
+
+        They bear the worker's name, in its children too: to a name of its own Flower would show a worker. Only the
+        name of whoever sends ``task-sent`` is not taken for a worker's, and that is all that producers send.
+        """
         app: Any = self._app
         task = app.current_worker_task
         hostname = task.request.hostname if task is not None else getattr(app, "smqueue_hostname", None)
@@ -32,6 +40,53 @@ class Events:
                     dispatcher.send(kind, **fields)
         except Exception as error:
             log.debug("events not sent: %s", error)
+
+
+class Onlooker:
+    """Whether somebody looks on at a worker's tasks.
+
+    On by ``worker -E`` or one ``celery control enable_events``, it is on until switched off. On by a command that is
+    repeated, as Flower does it, it is on for as long as that goes on: Celery itself would send events for ever.
+
+    Args:
+        worker: Celery's.
+    """
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        self._told_at: float | None = None
+        self._repeated = False
+
+    def told(self) -> None:
+        """The command has come."""
+        now = time.monotonic()
+        self._repeated |= self._told_at is not None and now - self._told_at < REPEATED_S
+        self._told_at = now
+
+    def here(self) -> bool:
+        """Whether there is somebody now; switches Celery's own events off when a repeated command has ceased."""
+        dispatcher: Any = getattr(getattr(self._worker, "consumer", None), "event_dispatcher", None)
+        if dispatcher is None or not dispatcher.enabled:
+            return False
+        if not dispatcher.groups:  # worker -E: all of them
+            return True
+        if self._repeated and self._told_at is not None and time.monotonic() - self._told_at > REPEATED_S:
+            self._repeated, self._told_at = False, None
+            dispatcher.groups.discard("task")
+            log.info("nobody asks for events any more: none are sent")
+        return "task" in dispatcher.groups
+
+
+_enable: Any = Panel.data["enable_events"]
+
+
+@control_command(name="enable_events")
+def enable_events(state: Any) -> Any:
+    """Tell worker(s) to send task-related events."""
+    onlooker: Onlooker | None = getattr(state.app, "smqueue_onlooker", None)
+    if onlooker is not None:
+        onlooker.told()
+    return _enable(state)
 
 
 def sent(trigger_id: str, label: str, operation_id: str, machine_id: str, queue: str) -> tuple[str, dict[str, Any]]:
@@ -47,9 +102,9 @@ def started(trigger_id: str) -> tuple[str, dict[str, Any]]:
     return "task-started", {"uuid": trigger_id, "pid": 0}
 
 
-def retried(trigger_id: str, why: str) -> tuple[str, dict[str, Any]]:
-    """Its code has run without an outcome, and runs again later."""
-    return "task-retried", {"uuid": trigger_id, "exception": why, "traceback": ""}
+def retried(trigger_id: str, why: str, tries: int) -> tuple[str, dict[str, Any]]:
+    """Its code has run ``tries`` times without an outcome, and runs again later."""
+    return "task-retried", {"uuid": trigger_id, "exception": why, "traceback": "", "retries": tries}
 
 
 def won(trigger_id: str, result: str, since_us: int) -> tuple[str, dict[str, Any]]:

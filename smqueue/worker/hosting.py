@@ -6,11 +6,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
+from smqueue.drain import error_text
 from smqueue.drivers.channels import Channels
 from smqueue.errors import DefinitionError, SmqueueError
 from smqueue.handlers import Handler
@@ -29,7 +31,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("smqueue.hosting")
 
 CLAIM = 500
+NAME_AGAIN_MS = 10_000
+"""When a channel whose name could not be made is tried again."""
 FOR_EVER_S = 10 * 365 * 86_400.0
+STOP_S = 5.0
+"""How long a cancelled coroutine may take to clean up."""
 
 
 class Hosted:
@@ -56,8 +62,10 @@ class Host:
         self._hosted: dict[str, Hosted] = {}
         self._listeners: dict[str, dict[str, Hosted]] = {}
         self._loop = asyncio.new_event_loop()
-        self._records = ThreadPoolExecutor(4, thread_name_prefix="smqueue-outcomes")
+        self._records = futures.ThreadPoolExecutor(4, thread_name_prefix="smqueue-outcomes")
         self._channels: Channels | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None  # the loop itself keeps no reference
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="smqueue-host", daemon=True)
 
@@ -65,14 +73,16 @@ class Host:
         """Start the loop."""
         self._thread.start()
         self._ready.wait(10)
-        self._engine.loop = self._loop
+        self._engine.loop, self._engine.loop_pid = self._loop, os.getpid()
 
     def stop(self) -> None:
-        """Stop the loop; the leases run out, and others start what was pending."""
+        """Cancel what is pending here: the leases run out, and others start it.
+
+        Code that a thread of the pool has running on the loop goes on to its end; then the loop stops.
+        """
         self._engine.loop = None
         self._engine.leases.release([one.lease for one in list(self._hosted.values())])
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        futures.wait([asyncio.run_coroutine_threadsafe(self._leave(), self._loop)], STOP_S)
         self._records.shutdown(wait=False, cancel_futures=True)
 
     def __len__(self) -> int:
@@ -87,14 +97,19 @@ class Host:
         due = self._engine.driver.run(claim(keys, self._engine.instances, room, keys.hosted, token))
         for one in due.unreadable:
             log.warning("a trigger cannot be hosted here: %s", one.error)
-        found = [hosted for armed in due.triggers if (hosted := self._host(keys, armed, token, due.watched))]
+        found: list[Hosted] = []
+        for armed in due.triggers:
+            try:
+                found += self._host(keys, armed, token, due.watched)
+            except Exception as error:  # contexts and dynamic transitions are the user's code; its lease runs out
+                log.warning("trigger %s of operation %s is not hosted: %s", armed.trigger, armed.machine.op, error)
         self._engine.leases.add([one.lease for one in found], FOR_EVER_S, self.drop)
         self._loop.call_soon_threadsafe(self._begin, found)
         return due.more
 
-    def drop(self, entries: list[str]) -> None:
-        """These are no longer held: their races are over, or another process runs them."""
-        self._loop.call_soon_threadsafe(self._drop, entries)
+    def drop(self, lease: Lease) -> None:
+        """This is no longer held: its race is over, or another process runs it."""
+        self._loop.call_soon_threadsafe(self._drop, lease)
 
     # --- on the loop's thread ------------------------------------------------------------------------------------
 
@@ -103,16 +118,30 @@ class Host:
         self._channels = Channels(self._engine.driver.url, self._heard, self._confirmed)
         for channel in self._wakers:
             self._channels.want(channel)
-        self._loop.create_task(self._channels.run())
+        self._listening = self._loop.create_task(self._channels.run())
         self._loop.call_soon(self._ready.set)
         self._loop.run_forever()
 
-    def _host(self, keys: Keys, armed: Armed, token: str, watched: bool) -> Hosted | None:
+    async def _leave(self) -> None:
+        assert self._listening is not None
+        pending = [self._listening, *(one.task for one in self._hosted.values() if one.task is not None)]
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=STOP_S)
+        self._leaving = self._loop.create_task(self._stop_when_idle())
+
+    async def _stop_when_idle(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others)
+        self._loop.stop()
+
+    def _host(self, keys: Keys, armed: Armed, token: str, watched: bool) -> list[Hosted]:
         handler = self._engine.instances.handlers(armed.placed).get(armed.trigger)
         if handler is None:
-            return None
+            return []
         attempt = Attempt(self._engine, keys, armed, handler, token, watched)
-        return Hosted(attempt, Lease(keys, keys.hosted, armed.entry, token))
+        return [Hosted(attempt, Lease(keys, keys.hosted, armed.entry, token))]
 
     def _begin(self, found: list[Hosted]) -> None:
         assert self._channels is not None
@@ -123,7 +152,12 @@ class Host:
             if isinstance(trigger, Wait):
                 one.task = self._loop.create_task(self._wait(one, trigger))
             elif isinstance(trigger, Channel):
-                one.channel = trigger.name_for(one.attempt.armed.placed.state)
+                try:
+                    one.channel = trigger.name_for(one.attempt.armed.placed.state)
+                except Exception as error:  # the user's function of the state
+                    self._end(one.lease.entry)
+                    self._records.submit(one.attempt.again, NAME_AGAIN_MS, error_text(error))
+                    continue
                 self._listeners.setdefault(one.channel, {})[one.lease.entry] = one
                 self._channels.want(one.channel)
         if told := [events.started(one.attempt.id) for one in found if one.attempt.watched]:
@@ -189,9 +223,10 @@ class Host:
     def _label(self, handler: Handler, one: Hosted) -> str:
         return handler.label(one.attempt.armed.placed.module, one.attempt.armed.placed.type.name)
 
-    def _drop(self, entries: list[str]) -> None:
-        for entry in entries:
-            self._end(entry)
+    def _drop(self, lease: Lease) -> None:
+        one = self._hosted.get(lease.entry)
+        if one is not None and one.lease == lease:  # it may be hosted here again, under another token
+            self._end(lease.entry)
 
     def _end(self, entry: str) -> None:
         one = self._hosted.pop(entry, None)

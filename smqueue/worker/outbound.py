@@ -17,9 +17,6 @@ from smqueue.worker.settings import queue_of
 
 log = logging.getLogger("smqueue.outbound")
 
-HINT_EXPIRES_S = 30
-"""A hint that nobody took for this long says nothing any more: workers that start look for themselves."""
-
 
 class CeleryOutbound:
     """Sends hints, triggers and users' tasks."""
@@ -33,7 +30,7 @@ class CeleryOutbound:
     def hint(self, namespace: str, shard: int) -> None:
         """See ``Outbound``; one that cannot be sent is not needed: the pump of a worker finds what is due."""
         queue = queue_of(self._app, "smqueue_transition_queue")
-        self._send("smqueue.transition", (namespace, shard), queue=queue, expires=HINT_EXPIRES_S)
+        self._send("smqueue.transition", (namespace, shard), queue=queue)
 
     def trigger(self, armed: Armed) -> None:
         """See ``Outbound``."""

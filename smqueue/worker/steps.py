@@ -13,6 +13,7 @@ from celery import bootsteps
 from smqueue.errors import SmqueueError
 from smqueue.protocols.claim import pump
 from smqueue.worker.engine import Engine
+from smqueue.worker.events import Onlooker
 from smqueue.worker.hosting import Host
 from smqueue.worker.settings import queue_of, whole
 
@@ -42,7 +43,9 @@ class Pump(bootsteps.StartStopStep):
         """Start a thread for each executor of the worker's application."""
         worker: Any = parent
         worker.app.smqueue_hostname = worker.hostname
+        worker.app.smqueue_onlooker = Onlooker(worker)
         _check_queues(worker)
+        _outlive_broker(getattr(worker, "consumer", None))
         for engine in worker.app.smqueue_engines:
             thread = threading.Thread(target=self._run, args=(worker, engine), name="smqueue-pump", daemon=True)
             thread.start()
@@ -76,7 +79,7 @@ class Pump(bootsteps.StartStopStep):
                     host.start()
                     self._hosts.append(host)
                     log.info("namespace %s: watching %d shard(s)", engine.namespace, len(keys))
-                if time.monotonic() - told_at > WATCHED_S and _watched(worker):
+                if time.monotonic() - told_at > WATCHED_S and worker.app.smqueue_onlooker.here():
                     told_at = time.monotonic()
                     for keys in engine.executor.deployment.all_keys():
                         engine.driver.command("SET", keys.watched, "1", "EX", WATCHED_KEPT_S)
@@ -108,10 +111,31 @@ class Pump(bootsteps.StartStopStep):
         return wait_ms / 1000
 
 
-def _watched(worker: Any) -> bool:
-    """Whether this worker's events are on, as Flower turns them on."""
-    dispatcher: Any = getattr(getattr(worker, "consumer", None), "event_dispatcher", None)
-    return bool(dispatcher is not None and dispatcher.enabled)
+def _outlive_broker(consumer: Any) -> None:
+    """Closing a broken connection is no reason to end.
+
+    Where messages were reserved and not acknowledged, kombu's Redis transport fails with AttributeError when it is
+    closed for the second time, and Celery takes that as unrecoverable: a broker that restarts would end its workers.
+    Held by ``test_a_server_that_comes_back_loses_nothing_that_was_acknowledged`` in ``tests/faults``.
+    """
+    if consumer is None:
+        return
+    connect = consumer.connect
+
+    def connect_guarded() -> Any:
+        connection = connect()
+        close = connection.close
+
+        def close_guarded() -> None:
+            try:
+                close()
+            except AttributeError as error:
+                log.debug("a broken connection was not closed in order: %s", error)
+
+        connection.close = close_guarded
+        return connection
+
+    consumer.connect = connect_guarded
 
 
 def _check_queues(worker: Any) -> None:

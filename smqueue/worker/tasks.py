@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery
 from celery.exceptions import Ignore
 
 from smqueue.drain import error_text
-from smqueue.errors import UnknownModule
+from smqueue.errors import StoreRefused, StoreUnavailable, UnknownModule
 from smqueue.protocols import runs
 from smqueue.relay import machine_from_json
 from smqueue.retry import Failed
 from smqueue.worker.code import encoded, run_trigger
 from smqueue.worker.engine import Engine
 
+log = logging.getLogger("smqueue.tasks")
+
+STORE_TRIES = 20
 HARD_LIMIT_S = 600
 """A drain ends after a second; one that takes this long is stuck in code that cannot be interrupted."""
 
@@ -52,19 +58,23 @@ def register(app: Any, engines: Engines) -> None:
 
     @app.task(name="smqueue.transition", time_limit=HARD_LIMIT_S, **hint)
     def transition(namespace: str, shard: int) -> None:
-        engines.get(namespace).drain(shard)
+        with _store_may_be_away():
+            engines.get(namespace).drain(shard)
 
     @app.task(name="smqueue.trigger", **hint)
     def trigger(operation_id: str, _machine_id: str, entry: str, kind: str, namespace: str) -> None:
         engine = engines.get(namespace)
-        run_trigger(engine, engine.executor.deployment.keys(operation_id), entry, kind)
+        with _store_may_be_away():
+            run_trigger(engine, engine.executor.deployment.keys(operation_id), entry, kind)
         raise Ignore  # how the race ends is told by the transition; Celery's own "succeeded" would be wrong
 
-    @app.task(name="smqueue.ended", **hint)
+    late: dict[str, Any] = {**hint, "acks_late": True}  # these carry a result: a worker that dies hands them on
+
+    @app.task(name="smqueue.ended", **late)
     def ended(result: Any = None, *, entry: str, namespace: str) -> None:
         _record(engines.get(namespace), entry, result)
 
-    @app.task(name="smqueue.failed", **hint)
+    @app.task(name="smqueue.failed", **late)
     def failed(_request: Any, exc: Any = None, _traceback: Any = None, *, entry: str, namespace: str) -> None:
         error = error_text(exc) if isinstance(exc, BaseException) else "task failed"
         _record(engines.get(namespace), entry, Failed(error, 1))
@@ -90,8 +100,27 @@ def register(app: Any, engines: Engines) -> None:
         return done.value
 
 
+@contextmanager
+def _store_may_be_away() -> Generator[None]:
+    """A hint that finds no Redis says so in one line; what it was for falls due again by itself."""
+    try:
+        yield
+    except (StoreUnavailable, StoreRefused) as error:
+        log.warning("%s", error)
+
+
 def _record(engine: Engine, entry: str, value: Any) -> None:
-    """The end of a user's task is the outcome of its trigger."""
+    """The end of a user's task is the outcome of its trigger. It comes but once: Redis is waited for."""
+    for attempt in range(STORE_TRIES):
+        try:
+            return _record_now(engine, entry, value)
+        except StoreUnavailable as error:
+            log.warning("the end of a task is not recorded yet: %s", error)
+            time.sleep(min(0.2 * 2**attempt, 5.0))
+    return _record_now(engine, entry, value)
+
+
+def _record_now(engine: Engine, entry: str, value: Any) -> None:
     for keys in engine.executor.deployment.all_keys():
         armed = engine.driver.run(runs.peek(keys, engine.instances, entry))
         if armed is None:
@@ -103,7 +132,7 @@ def _record(engine: Engine, entry: str, value: Any) -> None:
             text = encoded(engine, handler, value)
         except Exception as error:
             text = encoded(engine, handler, Failed(error_text(error), 1))
-        _, hint = engine.driver.run(runs.outcome(keys, entry, armed.kind, text))
+        _, hint = engine.driver.run(runs.outcome(keys, entry, armed.kind, text, keep=True))
         if hint:
             engine.outbound.hint(keys.namespace, keys.shard)
         return

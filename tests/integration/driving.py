@@ -48,6 +48,8 @@ class Sent:
     ) -> None:
         self.tasks.append((name, args, task_id))
 
+    def tell(self, *told: object) -> None: ...
+
     def armed(self, placed: Placed, active: Active, arming: str) -> None: ...
 
     def ended(self, placed: Placed, active: Active, arming: str, armed: Mapping[str, Any], won: str | None) -> None: ...
@@ -164,4 +166,5 @@ class Loop:
 
     def make_due(self, entry: str) -> None:
         """What is scheduled for later is due now, as if that time had come."""
-        assert self.redis.zadd(self.keys.schedule, {entry: self.now_ms()}, xx=True, ch=True)
+        assert self.redis.zscore(self.keys.schedule, entry) is not None
+        self.redis.zadd(self.keys.schedule, {entry: 1}, xx=True)

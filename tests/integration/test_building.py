@@ -13,7 +13,15 @@ import redis
 from celery import Celery
 
 from smqueue import (
-    Context, DuplicateModule, ExecutorBuilder, Module, State, StateMachine, Transaction, after, now,
+    Context,
+    DuplicateModule,
+    ExecutorBuilder,
+    Module,
+    State,
+    StateMachine,
+    Transaction,
+    after,
+    now,
 )  # fmt: skip
 from smqueue.embedded import EmbeddedServer
 from smqueue.roundtrip import Pause, RoundTrip
@@ -217,7 +225,7 @@ def _legal(local: Local) -> str:
 
 @pytest.mark.parametrize("when", ["before it is sent", "once it is executed"])
 def test_a_crash_at_any_round_trip_leaves_no_half_done_transition(play: Play, when: str) -> None:
-    """A worker dies at its n-th round trip, for every n: all or nothing is there, another finishes, once (semantics 5)."""
+    """A worker dies at its n-th round trip, for every n: it is all there or nothing; another finishes (semantics 5)."""
     trip, crashed = 0, True
     stands: set[str] = set()
     while crashed:
@@ -269,7 +277,7 @@ def _make_requests_due(local: Local) -> None:
 def test_nothing_is_lost_with_killed_workers_and_broker(
     server: EmbeddedServer, namespace: str, play: Play, tmp_path: Path
 ) -> None:
-    """All workers are killed with SIGKILL and their queue is emptied; new ones finish all, nothing twice (semantics 5)."""
+    """All workers get SIGKILL and their queue is emptied; new ones finish all, nothing twice (semantics 5)."""
     local, env = _shop(play), _environment(server, namespace, tmp_path)
     ids = [f"op-{n}" for n in range(120)]
     broker = redis.Redis(unix_socket_path=str(server.socket_path), db=1)
@@ -299,7 +307,7 @@ def test_nothing_is_lost_with_killed_workers_and_broker(
 
 
 def test_a_killed_server_keeps_what_it_acknowledged(tmp_path: Path, namespace: str) -> None:
-    """With appendfsync always, a server killed with SIGKILL comes back with every commit, and work goes on (semantics 5)."""
+    """With appendfsync always, a killed server comes back with every commit, and work goes on (semantics 5)."""
     with EmbeddedServer(tmp_path / "data", fsync="always") as own:
         local = Local(own.url, namespace, {"parcels": parcels})
         local.executor.add_state_machines(machines("op", Ready(1)))

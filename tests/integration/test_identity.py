@@ -40,7 +40,7 @@ def wide(tx: Transaction, state: Ajar, _: None) -> Open:
 
 
 def test_a_record_is_known_by_operation_instance_and_full_state(play: Play) -> None:
-    """A look-up finds a record by operation, module instance and every field of the state; no field less (semantics 13)."""
+    """A look-up finds a record by operation, module instance and every field of the state (semantics 13)."""
     local = play(left=doors, right=doors)
     local.executor.add_state_machines(machines("op", Shut("red", 2), module="left"))
     for there, machine in [

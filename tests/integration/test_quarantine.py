@@ -239,6 +239,7 @@ def test_a_handler_that_cannot_be_interrupted_is_quarantined(loop: Loop, server:
         loop.add("later", Trying(1))
         loop.executor.signal("later", word, "go")
         loop.executor.await_operation("later", 20)
+        one.kill()  # its threads would never let it end
 
 
 # --- records that cannot be read -----------------------------------------------------------------------------------------

@@ -1,0 +1,146 @@
+"""What the pages show runs as shown: their Python, their commands, their settings."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from smqueue.cli.commands import smqueue
+from smqueue.embedded import EmbeddedServer
+from tests.docs.pages import PAGES, ROOT, Block, blocks
+from tests.workers import Worker, running
+
+FILE = re.compile(r"# (\w+)\.py\n")
+"""The first line of a block that is a file of its own, which later ones import."""
+
+
+@pytest.fixture
+def page_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """A server that no other test uses, where the pages say that one is; and a folder for the files that they show."""
+    with EmbeddedServer() as server:
+        env = {"SMQUEUE_URL": server.url, "CELERY_BROKER_URL": server.broker_url, "PYTHONPATH": str(tmp_path)}
+        monkeypatch.delenv("SMQUEUE_NAMESPACE", raising=False)
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        yield env
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_runs(page: str, page_env: dict[str, str], tmp_path: Path) -> None:
+    """Every Python block of a page runs, in order and in one namespace; its files are run by a real worker."""
+    shown = [block for block in blocks(page) if block.language == "python"]
+    files = {found[1]: block for block in shown if (found := FILE.match(block.text))}
+    for name, block in files.items():
+        (tmp_path / f"{name}.py").write_text(block.text)
+    try:
+        with running(*(workers := [Worker(name, page_env, ["--pool", "solo"]) for name in files])):
+            for worker in workers:
+                worker.wait_ready()
+            _run([block for block in shown if block not in files.values()])
+    finally:
+        for name in files:
+            sys.modules.pop(name, None)
+
+
+def _run(shown: list[Block]) -> None:
+    scope: dict[str, Any] = {}
+    for block in shown:
+        tree = ast.increment_lineno(ast.parse(block.text, block.page), block.line - 1)  # errors name the page's line
+        exec(compile(tree, block.page, "exec"), scope)
+
+
+def test_the_first_example_is_short() -> None:
+    """The README's first example has about twenty lines, without those that are blank or name the file."""
+    first = next(block for block in blocks("README.md") if block.language == "python")
+    lines = [line for line in first.text.splitlines() if line.strip() and not FILE.match(line + "\n")]
+    assert len(lines) <= 22
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+COMMANDS = [
+    pytest.param(line.removeprefix("$ "), id=f"{block.page}-{line.removeprefix('$ ')}")
+    for page in PAGES
+    for block in blocks(page)
+    if block.language in {"console", "sh"}
+    for line in block.text.splitlines()
+    if line.startswith("$ ") or block.language == "sh"
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_exist(command: str) -> None:
+    """Every command of a page exists, with the options it is shown with."""
+    program, *arguments = shlex.split(command)
+    match program:
+        case "make":
+            assert re.search(rf"^{re.escape(arguments[0])}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        case "smqueue":
+            _takes(smqueue, arguments)
+        case "celery":
+            app, name = arguments[1], arguments[2]
+            assert arguments[0] == "-A"
+            assert app == "shop" or importlib.util.find_spec(app) is not None
+            celery: Any = importlib.import_module("celery.bin.celery").celery
+            assert name == "flower" or _takes(celery.commands[name], arguments[3:])
+        case "export":
+            assert all(re.fullmatch(r"(SMQUEUE|CELERY)_\w+=\S+", one) for one in arguments)
+        case _:
+            pytest.fail(f"{program} is not looked for")
+
+
+def _takes(command: Any, arguments: list[str]) -> bool:
+    """Take arguments apart as the command would, down to its subcommand; raises click.UsageError where it would."""
+    context = click.Context(command)
+    _, rest, _ = command.make_parser(context).parse_args(list(arguments))
+    if not isinstance(command, click.Group):
+        assert not rest, f"{command.name} takes no {rest}"
+    elif rest:
+        found = command.get_command(context, rest[0])
+        assert found is not None, f"no command {rest[0]}"
+        return _takes(found, rest[1:])
+    return True
+
+
+def test_every_command_of_the_prose_exists() -> None:
+    """What prose calls ``smqueue …`` is a command, and every command has a help text."""
+    listed = set(smqueue.list_commands(None))  # pyright: ignore
+    missing = {"verify", "stats"}  # ARCHITECTURE.md: what is not there yet
+    for page in (*PAGES, "CHANGELOG.md"):
+        for name in re.findall(r"`smqueue ([a-z]+)", (ROOT / page).read_text()):
+            assert name in listed or (page, name) in {("ARCHITECTURE.md", one) for one in missing}, f"{page}: {name}"
+    for name in listed:
+        shown = CliRunner().invoke(smqueue, [name, "--help"])
+        assert shown.exit_code == 0, shown.output
+        assert shown.output.startswith("Usage:")
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_in_the_table() -> None:
+    """The README's table has the settings and variables that the library reads, and no others."""
+    table = (ROOT / "README.md").read_text().partition("## Configuration")[2]
+    shown = set(re.findall(r"^\|[^|]*`(smqueue_\w+)`", table, re.MULTILINE))
+    shown_variables = set(re.findall(r"^\|[^|]*\|[^|]*`([A-Z_]+)`", table, re.MULTILINE))
+    read, read_variables = set[str](), set[str]()
+    for path in (ROOT / "smqueue").rglob("*.py"):
+        if path.parent.name == "demo":
+            continue
+        text = path.read_text()
+        read |= set(re.findall(r"(?:conf\.get\(|whole\(\w+(?:\.app)?, |queue_of\([\w.]+, )\"(smqueue_\w+)\"", text))
+        read_variables |= set(re.findall(r"environ(?:\.get\(|\[)\"([A-Z_]+)\"", text))
+        read_variables |= set(re.findall(r"^VARIABLE = \"([A-Z_]+)\"", text, re.MULTILINE))
+    assert shown == read
+    assert shown_variables == read_variables

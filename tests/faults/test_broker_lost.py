@@ -1,0 +1,112 @@
+"""The broker loses messages, doubles and shuffles them, or is away: messages are hints, and the state goes on."""
+
+from __future__ import annotations
+
+import logging
+import random
+
+import pytest
+
+from smqueue import StateMachine
+from smqueue.demo.replay import Happened, Ticket, event
+from tests.faults.replaying import Feeder, Site, cases, check_nothing_left, check_paths, site, wait_finished
+from tests.waiting import wait_until
+
+OPERATIONS = 400
+QUEUE = "celery"
+OUTAGE = "the broker takes no messages"
+
+
+def test_queues_that_are_deleted_again_and_again_lose_nothing() -> None:
+    """Whatever messages are deleted while all runs, all operations finish, and no step is made twice (semantics 5)."""
+    given = cases(OPERATIONS)
+    with site() as made:
+        made.start_workers()
+        deleted = 0
+
+        def half_done() -> bool:
+            nonlocal deleted
+            deleted += made.delete_queues()
+            return feeder.done and made.active() <= OPERATIONS // 2
+
+        with Feeder(made.executor, given) as feeder:
+            wait_until(half_done, "half of the operations to finish while queues are deleted", timeout_s=60)
+            wait_finished(made, feeder)
+        assert deleted > 0
+        check_paths(made, given)
+        check_nothing_left(made)
+
+
+def test_hints_that_come_twice_and_out_of_order_change_nothing() -> None:
+    """Each message is put into the queue twice, in any order; each path is its trace all the same (semantics 5, 18)."""
+    given = cases(OPERATIONS)
+    rng = random.Random(1)
+    doubled: set[bytes] = set()
+
+    def finished(made: Site) -> bool:
+        with made.messages() as client:
+            messages, _ = client.pipeline(transaction=True).lrange(QUEUE, 0, -1).delete(QUEUE).execute()
+            fresh = [message for message in messages if message not in doubled]
+            doubled.update(fresh)
+            if again := [*messages, *fresh]:
+                rng.shuffle(again)
+                client.rpush(QUEUE, *again)
+        return feeder.done and made.active() == 0
+
+    with site() as made:
+        with Feeder(made.executor, given) as feeder:
+            wait_until(lambda: feeder.added > 0, "the first operations to be added")
+            made.start_workers()
+            wait_until(lambda: finished(made), "all operations to finish", timeout_s=60)
+        assert doubled
+        check_paths(made, given)
+        check_nothing_left(made)
+
+
+def test_a_broker_that_is_away_delays_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a broker, adding and signalling go on and the log says so once; all finishes once it is back."""
+    given = cases(OPERATIONS)
+    with site(own_broker=True) as made, caplog.at_level(logging.WARNING, "smqueue"):
+        made.start_workers()
+        with Feeder(made.executor, given) as feeder:
+            wait_until(lambda: feeder.added - made.active() > 0, "the first operation to finish")
+            made.broker.kill()
+            # Each of them may have a hint to send: were that waited for, it would take minutes.
+            wait_until(lambda: feeder.done, "the producer to be done without a broker", timeout_s=30)
+            assert feeder.signalled == sum(len(case.events) for case in given)
+            made.broker.restart()
+            wait_finished(made, feeder)
+        check_paths(made, given)
+        check_nothing_left(made)
+        assert [OUTAGE in record.getMessage() for record in caplog.records].count(True) <= 1
+
+
+def test_each_call_without_a_broker_returns_soon_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A hint that cannot be sent is not waited for: the call succeeds; the outage has one line at each of its ends."""
+    with site(own_broker=True) as made, caplog.at_level(logging.WARNING, "smqueue"):
+        executor, keys = made.executor, made.executor.deployment.all_keys()[0]
+
+        def start_and_signal(name: str) -> None:
+            executor.add_state_machines([StateMachine(name, Ticket(name, 2))])
+            executor.deployment.driver.command("DEL", keys.hint)  # so that this signal has a hint to send
+            executor.signal(name, event, Happened("first", 0))
+
+        def lines() -> list[str]:
+            return [record.getMessage() for record in caplog.records if record.name == "smqueue.outbound"]
+
+        start_and_signal("before")
+        made.broker.kill()
+        for n in range(20):
+            start_and_signal(f"without {n}")
+        assert len(lines()) == 1
+        assert OUTAGE in lines()[0]
+        made.broker.restart()
+        answered = iter(range(1_000))
+
+        def told() -> bool:
+            start_and_signal(f"after {next(answered)}")
+            return len(lines()) > 1
+
+        wait_until(told, "the log to say that the broker is back", timeout_s=30)
+        assert "again" in lines()[1]
+        assert len(lines()) == 2

@@ -1,0 +1,358 @@
+"""Every command of ``smqueue``: against a real server, and a real worker where one is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+
+from smqueue.cli import run
+from smqueue.cli.commands import COMMANDS
+from smqueue.embedded import EmbeddedServer
+from smqueue.keys import Keys, digest
+from smqueue.processes import Child
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+MODULES = "tests.apps.shop:orders,tests.apps.shop:kinds"
+VARIABLES = ("SMQUEUE_URL", "SMQUEUE_NAMESPACE", "SMQUEUE_MODULES", "SMQUEUE_APP", "CELERY_BROKER_URL")
+
+
+class Done(NamedTuple):
+    """How a command has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Its output, which is one JSON array."""
+        assert (self.code, self.err) == (0, "")
+        found = json.loads(self.out)
+        assert isinstance(found, list)
+        return found
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: EmbeddedServer, namespace: str
+) -> Command:
+    """Runs a command in this process, on a namespace of its own and, unless some are given, without modules."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+
+    def call(*args: str, modules: str = "") -> Done:
+        for name in VARIABLES:
+            os.environ[name] = ""
+        os.environ.update(SMQUEUE_URL=server.url, SMQUEUE_NAMESPACE=namespace, SMQUEUE_MODULES=modules)
+        capsys.readouterr()
+        code = run(list(args))
+        return Done(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def waiting(command: Command) -> str:
+    """An order that waits, in an operation whose id needs encoding."""
+    op = "order:1 {ü}"
+    done = command("add", op, "orders", "Awaiting", order("1"), modules=MODULES)
+    assert (done.code, done.err) == (0, "")
+    assert len(done.out.split()) == 1
+    return op
+
+
+def order(order_id: str, total: int = 3) -> str:
+    return json.dumps({"order_id": order_id, "total": total, "patience": 1_790_000_000})
+
+
+def refused(done: Done, *parts: str, code: int = 1) -> None:
+    """It has failed with one line that holds all the parts, and has printed nothing."""
+    assert done.code == code, done
+    assert done.out == ""
+    assert done.err.startswith("smqueue: ")
+    assert done.err.count("\n") == 1
+    assert "Traceback" not in done.err
+    for part in parts:
+        assert part in done.err
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+def test_list_needs_no_modules(command: Command, waiting: str) -> None:
+    """A machine is listed as it is stored: one JSON array, or a table."""
+    (found,) = command("list", "--json").json
+    assert (found["operation_id"], found["module"], found["type"]) == (waiting, "orders", "Awaiting")
+    assert found["state"]["order_id"] == "1"
+    assert (found["step"], found["status"], found["last_error"]) == (1, "waiting", None)
+    table = command("list")
+    assert table.code == 0
+    assert waiting in table.out
+    assert "\x1b" not in table.out
+
+
+def test_list_narrows(command: Command, redis_client: redis.Redis, namespace: str, tmp_path: Path) -> None:
+    """By module, operation, state, number, and to what is quarantined; nothing found is an empty array."""
+    machines = [
+        {"operation_id": f"o{n}", "module": "orders", "type": "Packing", "state": {"order_id": str(n)}}
+        for n in range(150)
+    ] + [{"operation_id": "o0", "module": "kinds", "type": "Listening", "state": {"room": "r"}}]
+    file = tmp_path / "machines.json"
+    file.write_text(json.dumps(machines))
+    assert len(command("add", "--file", str(file), "--json", modules=MODULES).json) == 151
+    assert len(command("list", "--json").json) == 151
+    assert len(command("list", "--json", "--limit", "7").json) == 7
+    assert [one["type"] for one in command("list", "--json", "--module", "kinds").json] == ["Listening"]
+    assert [one["type"] for one in command("list", "--json", "--state", "Listening").json] == ["Listening"]
+    assert {one["module"] for one in command("list", "--json", "--operation", "o0").json} == {"orders", "kinds"}
+    assert command("list", "--json", "--operation", "none").json == []
+    assert command("list", "--json", "--quarantined").json == []
+    table = command("list")
+    assert len(table.out.splitlines()) == 101
+    assert "--limit 0" in table.err
+
+    set_aside(redis_client, namespace, "o7", "ValueError: broken")
+    (found,) = command("list", "--json", "--quarantined").json
+    assert (found["operation_id"], found["status"], found["last_error"]) == ("o7", "quarantined", "ValueError: broken")
+    assert "is quarantined: ValueError: broken" in command("why", "o7").out
+    refused(command("retry", "o7"), "--modules", code=2)
+    assert command("retry", "o7", modules=MODULES).out == "1 taken out of quarantine\n"
+    assert command("list", "--json", "--quarantined").json == []
+
+
+def set_aside(client: redis.Redis, namespace: str, op: str, error: str) -> None:
+    """Quarantine the only machine of an operation, as a worker would."""
+    keys = Keys(namespace)
+    (field,) = client.hkeys(keys.active(op))
+    record = digest(op, field.decode())
+    why = {"error": error, "op": op, "entry": record, "at": 0}
+    client.hset(keys.quarantine, record, json.dumps(why))
+
+
+def test_an_unreadable_record_is_listed(
+    command: Command, waiting: str, redis_client: redis.Redis, namespace: str
+) -> None:
+    """Garbage under a record's field is shown as unreadable, and hides nothing else."""
+    redis_client.hset(Keys(namespace).active(waiting), "rubbish", "rubbish")
+    assert sorted(one["status"] for one in command("list", "--json").json) == ["unreadable", "waiting"]
+    assert command("show", waiting).code == 0
+    assert "cannot be read" in command("why", waiting).out
+
+
+@pytest.mark.parametrize("modules", ["", MODULES])
+def test_show_and_why(command: Command, waiting: str, modules: str) -> None:
+    """Armed triggers by their handlers, the deadline, a pause, early signals; with and without modules alike."""
+    (active,) = command("show", waiting, "--json", modules=modules).json
+    assert (active["kind"], active["state"]["total"], active["status"]) == ("active", 3, "waiting")
+    assert [one["name"] for one in active["triggers"]] == ["orders.Awaiting/paid", "orders.Awaiting/expired"]
+    command("signal", waiting, "packed", modules=MODULES)
+    command("pause", waiting)
+    text = command("why", waiting, modules=modules).out
+    assert "orders.Awaiting/paid waits for signal payment" in text
+    assert "orders.Awaiting/expired waits for" in text
+    assert "due in 29 min" in text
+    assert "paused" in text
+    assert "1 signal is kept for which nobody waits: orders.packed" in text
+    rows = command("show", waiting, "--json", modules=modules).json
+    assert rows[-1] | {"oldest": ""} == {
+        "kind": "buffered", "operation_id": waiting, "module": "orders", "signal": "packed", "count": 1, "oldest": "",
+    }  # fmt: skip
+    assert "1 of orders.packed" in command("show", waiting, modules=modules).out
+    assert len(command("why", waiting, "--json", modules=modules).json) == len(text.splitlines())
+
+
+def test_what_is_not_there(command: Command) -> None:
+    """An unknown operation is an error that says where to look, for every command that names one."""
+    for name in ("show", "why", "cancel"):
+        refused(command(name, "nobody"), "nobody", "smqueue list")
+
+
+# --- steering ---------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_without_modules(command: Command, waiting: str) -> None:
+    """All machines of an operation end, with the reason kept; a second time there is nothing to end."""
+    assert command("cancel", waiting, "--reason", "asked to").out == "1 ended\n"
+    (past,) = command("show", waiting, "--json").json
+    assert (past["kind"], past["cancelled"]) == ("inactive", "asked to")
+    assert "has finished" in command("why", waiting).out
+    assert command("list", "--json").json == []
+    assert command("cancel", waiting).out == "0 ended\n"
+    refused(command("signal", waiting, "packed", modules=MODULES), "OperationFinished")
+
+
+def test_pause_and_resume(command: Command, waiting: str) -> None:
+    """By operation without modules; a module or a state needs them, and a typing error is not taken for a name."""
+
+    def status() -> str:
+        return command("list", "--json").json[0]["status"]
+
+    assert command("pause", waiting).code == 0
+    assert status() == "paused"
+    assert command("resume", waiting).code == 0
+    assert status() == "waiting"
+    assert command("pause", "--module", "orders", "--state", "Awaiting", modules=MODULES).code == 0
+    assert status() == "paused"
+    assert command("resume", "--module", "orders", "--state", "Awaiting", modules=MODULES).code == 0
+    assert status() == "waiting"
+    refused(command("pause", "--module", "order", modules=MODULES), "UnknownModule", "orders, kinds")
+    refused(command("pause", "--module", "orders", "--state", "Awaitin", modules=MODULES), "no such state")
+    refused(command("pause", "--module", "orders"), "--modules", code=2)
+    refused(command("pause"), "--module", code=2)
+    refused(command("pause", waiting, "--module", "orders"), "not both", code=2)
+
+
+# --- producing --------------------------------------------------------------------------------------------------------
+
+
+def test_bad_machines_are_refused(command: Command, waiting: str, tmp_path: Path) -> None:
+    """Each with one line that names what is wrong; nothing of the batch is written."""
+    add = ("add", "o", "orders")
+    refused(command("add", waiting, "orders", "Awaiting", order("1"), modules=MODULES), "StateAlreadyExists")
+    refused(command(*add, "Shipped", '{"order_id": "1"}', modules=MODULES), "StateAlreadyTerminal")
+    refused(command(*add, "Awaiting", '{"order_id": 1}', modules=MODULES), "InvalidState", "order_id")
+    refused(command(*add, "Waiting", "{}", modules=MODULES), "orders.Waiting")
+    refused(command("add", "o", "shop", "Awaiting", "{}", modules=MODULES), "UnknownModule", "orders, kinds")
+    refused(command("add", "", "orders", "Awaiting", order("1"), modules=MODULES), "operation_id")
+    refused(command(*add, "Awaiting", "{order", modules=MODULES), "not JSON", code=2)
+    refused(command(*add, modules=MODULES), "OP MODULE TYPE JSON", code=2)
+    file = tmp_path / "machines.json"
+    file.write_text('{"operation_id": "o"}')
+    refused(command("add", "--file", str(file), modules=MODULES), "no JSON array", code=2)
+    file.write_text("[1]")
+    refused(command("add", "--file", str(file), modules=MODULES), "JSON object", code=2)
+    good = {"operation_id": "o", "module": "orders", "type": "Packing", "state": {"order_id": "1"}}
+    file.write_text(json.dumps([good, {**good, "extra": 1}]))
+    refused(command("add", "--file", str(file), modules=MODULES), "extra")
+    refused(command("add", "--file", str(tmp_path / "none"), modules=MODULES), "none", code=2)
+    assert len(command("list", "--json").json) == 1
+    file.write_text(json.dumps([good, {**good, "operation_id": "p"}]))
+    assert len(command("add", "--file", str(file), modules=MODULES).out.split()) == 2
+    assert len(command("add", "--file", str(file), "--exist-ok", modules=MODULES).out.split()) == 2
+
+
+def test_bad_signals_are_refused(command: Command, waiting: str) -> None:
+    """An unknown name, a payload that does not fit or is no JSON."""
+    assert command("signal", "early", "packed", modules=MODULES).out == "BUFFERED\n"
+    refused(command("signal", waiting, "pay", modules=MODULES), "UnknownSignal", "payment")
+    refused(command("signal", waiting, "payment", '{"amount": "3"}', modules=MODULES), "InvalidPayload", "amount")
+    refused(command("signal", waiting, "payment", "{amount", modules=MODULES), "not JSON", code=2)
+    paid = ("signal", waiting, "payment", '{"amount": 3}', "--id", "p1")
+    assert command(*paid, modules=MODULES).out == "DELIVERED\n"
+    assert command(*paid, modules=MODULES).out == "DUPLICATE\n"
+    refused(command("signal", waiting, "packed", "--timeout", "0.2"), "AwaitTimeout", "smqueue worker")
+
+
+@pytest.fixture
+def worker(server: EmbeddedServer, namespace: str, tmp_path: Path) -> Iterator[Child]:
+    """``smqueue worker`` over modules named on its command line."""
+    arguments = ["worker", "--url", server.url, "--namespace", namespace, "--modules", MODULES]
+    arguments += ["--broker", server.broker_url, "-c", "1", "-l", "INFO", "-n", f"cli-{namespace}@test"]
+    command = [sys.executable, "-m", "smqueue", *arguments, "--without-gossip", "--without-mingle", "-Q", namespace]
+    log = tmp_path / "worker.log"
+    environment = dict.fromkeys(VARIABLES, "") | {
+        "PYTHONPATH": str(ROOT), "TEST_DIR": str(tmp_path),
+        "SMQUEUE_TRIGGER_QUEUE": namespace, "SMQUEUE_TRANSITION_QUEUE": namespace,
+    }  # fmt: skip
+    with Child("worker", command, environment, log, ROOT) as child:
+        wait_until(lambda: " ready." in log.read_text() or not child.alive, "the worker is ready", 60)
+        assert child.alive, log.read_text()
+        yield child
+    log.unlink()
+
+
+def test_workers_do_what_is_asked_without_modules(command: Command, worker: Child) -> None:
+    """``smqueue worker`` runs modules by name; add and signal without modules reach it, with its typed errors."""
+    add = ("add", "o", "orders", "Awaiting")
+    assert len(command(*add, order("1")).out.split()) == 1
+    refused(command(*add, order("1")), "StateAlreadyExists")
+    refused(command(*add, '{"order_id": 5}'), "InvalidState", "order_id")
+    refused(command("add", "o", "no", "Awaiting", order("1")), "UnknownModule", "orders, kinds")
+    refused(command("signal", "o", "payment", '{"amount": "3"}'), "InvalidPayload", "amount")
+    assert command("signal", "o", "packed").out == "BUFFERED\n"
+    assert command("signal", "o", "payment", '{"amount": 3}').out == "DELIVERED\n"
+    wait_until(lambda: command("list", "--json").json == [], "the order has shipped")
+    ends = {one["type"]: one for one in command("show", "o", "--json").json}
+    assert ends["Awaiting"]["won"] == "paid"
+    assert ends["Packing"]["won"] == "handed_over"
+    assert ends["Shipped"]["terminal"]
+    assert worker.stop() == 0
+
+
+# --- finding the deployment -------------------------------------------------------------------------------------------
+
+
+def test_no_or_no_usable_deployment(command: Command) -> None:
+    """One line each: nothing given, nobody there, a senseless URL, another kind of object, no such module."""
+    refused(command("list", "--url", "redis://127.0.0.1:1/0"), "StoreUnavailable", "SMQUEUE_URL")
+    refused(command("list", "--url", "http://x"), "StoreRefused")
+    refused(command("list", "-A", "tests.apps.shop:orders"), "not a Executor")
+    refused(command("list", "-A", "tests.apps.nowhere:executor"), "nowhere")
+    refused(command("list", "-A", "tests.apps.shop:executor", "--modules", MODULES), "not both", code=2)
+    refused(command("why", "o", modules="tests.apps.shop"), "package.module:object")
+    refused(command("worker"), "--modules", code=2)
+    refused(command("worker", modules="tests.apps.nowhere:orders"), "nowhere")
+    refused(command("dev"), "--modules", code=2)
+    refused(command("nonsense"), "nonsense", code=2)
+    refused(command("list", "--limit", "x"), "--limit", code=2)
+    done = subprocess.run(
+        [sys.executable, "-m", "smqueue", "list"], capture_output=True, text=True,
+        env={**os.environ, **dict.fromkeys(VARIABLES, ""), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    refused(Done(done.returncode, done.stdout, done.stderr), "-A", "--url", "SMQUEUE_URL", code=2)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("def broken(:\n", "broken_module.py, line 1"),
+        ("import missing_thing\n", "missing_thing"),
+        ("x = 1\n1 / 0\n", "ZeroDivisionError: division by zero (at"),
+        ("import sys; sys.exit('no')\n", "exits (no)"),
+    ],
+)
+def test_a_module_that_cannot_be_imported(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, says: str
+) -> None:
+    """Whatever its code does at import is one line that says where."""
+    (tmp_path / "broken_module.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_module", raising=False)
+    refused(command("graph", "broken_module:orders"), says)
+
+
+def test_graph_and_version(command: Command) -> None:
+    """A module is drawn from its name alone, or by its id; both formats."""
+    assert "Awaiting --> Packing : paid (signal payment)" in command("graph", "tests.apps.shop:orders").out
+    dot = command("graph", "orders", "--format", "dot", modules=MODULES).out
+    assert '"Awaiting" -> "Packing" [label="paid (signal payment)"];' in dot
+    refused(command("graph", "shop", modules=MODULES), "UnknownModule")
+    assert command("version").out.startswith("smqueue ")
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "version"])
+def test_help_has_examples(command: Command, name: str) -> None:
+    """Every command says what it does, with an example of its use."""
+    done = command(name, "--help")
+    assert done.code == 0
+    assert f"  smqueue {name} " in done.out
+    assert "Example" in done.out
+
+
+def test_help_lists_all_commands(command: Command) -> None:
+    """Called with nothing, or --help, it lists them and exits 0."""
+    assert command().out == command("--help").out
+    for name in COMMANDS:
+        assert f"  {name} " in command().out
