@@ -22,6 +22,7 @@ from smqueue.errors import (
     NewerRecord,
     NotRegistered,
     SmqueueError,
+    StateAlreadyTerminal,
     TooLarge,
     UndecodableRecord,
     UnknownModule,
@@ -187,6 +188,13 @@ class Instances:
         older = tuple(prefix + canonical(form) for form in _without_new_fields(state_type, data))
         field = prefix + spelled
         return Placed(op, instance.id, state_type, state, field, digest(op, field), older)
+
+    def as_json(self, placed: Placed) -> dict[str, Any]:
+        """A machine in plain JSON, as ``smqueue.add`` takes it; raises StateAlreadyTerminal."""
+        if placed.type.terminal:
+            raise StateAlreadyTerminal(placed.op, placed.module, str(placed))
+        state = placed.type.codec.dump(placed.state)
+        return {"operation_id": placed.op, "module": placed.module, "type": placed.type.name, "state": state}
 
     def load(self, op: str, field: str, version: int) -> tuple[Instance, Placed]:
         """Decode a stored record, migrated to this code's version.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from smqueue.deployment import Deployment
 from smqueue.drivers.doorbell import Doorbell
@@ -19,10 +19,11 @@ from smqueue.protocols.arming import first_entry
 from smqueue.protocols.spawn import parse_pairs
 from smqueue.queries import MachineId, moment
 from smqueue.records import Field, compact
-from smqueue.roundtrip import Steps, read
+from smqueue.roundtrip import LostReply, Steps, read
 
 PAGE = 500
 Decode = Callable[[str, str, int], Any]
+T = TypeVar("T")
 """Operation, stored field and version → the state, or ``None`` when it cannot be decoded here."""
 
 
@@ -160,7 +161,7 @@ class Subscription:
 
     def _read(self) -> bool:
         """Read on from the cursor; whether there was anything."""
-        length, lines = self._deployment.driver.run(_history(self._keys, self._op, self._cursor))
+        length, lines = self._deployment.driver.run(_over(lambda: _history(self._keys, self._op, self._cursor)))
         if length < self._cursor and not (length == 0 and self._cursor <= 1):
             raise HistoryRewound(self._op, length, self._cursor)
         for line in lines:
@@ -216,9 +217,10 @@ class Feed:
 
     def _read(self, keys: Keys) -> bool:
         cursor, count = self._cursors[keys.shard]
-        entries, trimmed = self._deployment.driver.run(_news(keys, cursor))
+        entries, trimmed = self._deployment.driver.run(_over(lambda: _news(keys, cursor)))
         if trimmed > count:
             self._ready.append(UpdatesLost(trimmed - count))
+            self._cursors[keys.shard] = (cursor, trimmed)  # told once, also when nothing later is there
         if not entries:
             return False
         self._cursors[keys.shard] = (entries[-1][0], max(count, trimmed) + len(entries))
@@ -254,6 +256,15 @@ def _module(field: str) -> str:
         return Field.parse(field).module
     except ValueError:
         return ""
+
+
+def _over(look: Callable[[], Steps[T]]) -> Steps[T]:
+    """Look again when the connection was lost meanwhile: a look changes nothing. The driver bounds how often."""
+    while True:
+        try:
+            return (yield from look())
+        except LostReply:
+            continue
 
 
 def _history(keys: Keys, op: str, cursor: int) -> Steps[tuple[int, list[bytes]]]:

@@ -99,6 +99,8 @@ class Relay:
             case "signal":
                 told = Told(data["operation_id"], data["module"], data["signal"], data["payload"])
                 self._signal(request, told)
+            case "add":
+                self._start(request)
             case "client-add" | "client-signal":
                 self._answer(request)
             case kind:
@@ -121,6 +123,14 @@ class Relay:
         if done is not None and done.hint:
             self.outbound.hint(there.namespace, there.shard)
 
+    def _start(self, request: Request) -> None:
+        """Machines that a transition has started in another shard."""
+        machines = [machine_from_json(self.instances, one) for one in request.data["machines"]]
+        shards = self.instances.shards
+        there = Keys(self.keys.namespace, shard_of(machines[0].operation_id, shards))
+        self._add(there, machines, request.data["id"], exist_ok=True)
+        self.driver.run(requests.remove(self.keys, request.raw))
+
     def _answer(self, request: Request) -> None:
         data = request.data
         try:
@@ -137,7 +147,7 @@ class Relay:
     def _client(self, data: Mapping[str, Any]) -> Any:
         if data["kind"] == "client-add":
             machines = [machine_from_json(self.instances, one) for one in data["machines"]]
-            return self._add(machines, data["id"], bool(data.get("exist_ok")))
+            return self._add(self.keys, machines, data["id"], bool(data.get("exist_ok")))
         told = self.instances.signal(data["operation_id"], data["signal"], data["payload"], data.get("module"))
         delivered = self.driver.run(
             signal(
@@ -149,10 +159,10 @@ class Relay:
             self.outbound.hint(self.keys.namespace, self.keys.shard)
         return delivered.delivery.value
 
-    def _add(self, machines: list[StateMachine], request_id: str, exist_ok: bool) -> list[str]:
-        done = self.driver.run(add(self.keys, self.instances, machines, request_id[:16], exist_ok))
+    def _add(self, keys: Keys, machines: list[StateMachine], request_id: str, exist_ok: bool) -> list[str]:
+        done = self.driver.run(add(keys, self.instances, machines, request_id[:16], exist_ok))
         if done.hint:
-            self.outbound.hint(self.keys.namespace, self.keys.shard)
+            self.outbound.hint(keys.namespace, keys.shard)
         if done.watched:
             for placed, active in done.machines:
                 self.outbound.armed(placed, active, request_id[:16])

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from smqueue.errors import (
+    CrossShard,
     InvalidInput,
     InvalidKey,
     ReadAfterWrite,
@@ -22,7 +23,7 @@ from smqueue.errors import (
     WrongKind,
 )
 from smqueue.instances import Instances
-from smqueue.keys import Keys, new_id
+from smqueue.keys import Keys, new_id, shard_of
 from smqueue.records import Placed
 from smqueue.roundtrip import Command, time_us
 from smqueue.standing import TIME, arrival_looks, standing
@@ -217,12 +218,24 @@ class Transaction(DataKeys):
     def add_state_machines(self, machines: Iterable[StateMachine]) -> None:
         """Start machines with this commit, all or none.
 
+        With several shards, machines of another one travel by outbox: they are started once, right after the commit,
+        and one that exists there already is left alone.
+
         Raises:
             UnknownModule: For the first machine whose module is not registered.
             StateAlreadyExists: For the first whose state is or was in its operation, or stands twice in here.
             StateAlreadyTerminal: For the first whose state is terminal.
+            CrossShard: They live in several shards.
         """
-        self.spawned += self.fresh(machines)
+        batch, shards = list(machines), self._instances.shards
+        elsewhere = {shard_of(one.operation_id, shards) for one in batch} - {self._keys.shard} if shards > 1 else set()
+        if not elsewhere:
+            self.spawned += self.fresh(batch)
+            return
+        if len({shard_of(one.operation_id, shards) for one in batch}) > 1:
+            raise CrossShard(", ".join(one.operation_id for one in batch[:5]))
+        told = [self._instances.as_json(self._instances.place(one)) for one in batch]
+        self.requests.append({"id": new_id(), "kind": "add", "machines": told})
 
     def fresh(
         self,

@@ -6,6 +6,7 @@ conflicts and lost replies are played by hooks around the driver's round trips.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from smqueue.embedded import EmbeddedServer
 from smqueue.instances import Instance, Instances
 from smqueue.keys import Keys
 from smqueue.protocols.claim import Armed
-from smqueue.records import Active, Placed
+from smqueue.records import Active, Machine, Placed
 from smqueue.roundtrip import Commit, LostReply, RoundTrip
 from smqueue.worker.code import run_trigger
 from smqueue.worker.engine import Engine
@@ -109,14 +110,19 @@ class Local:
         while self.sent.triggers:
             self.run(self.sent.triggers.pop(0))
 
-    def drive(self, until: Callable[[], Any] | None = None, description: str = "the machines have moved") -> None:
+    def drive(
+        self,
+        until: Callable[[], Any] | None = None,
+        description: str = "the machines have moved",
+        timeout_s: float = 20,
+    ) -> None:
         """Work until ``until`` says something true; without it, until nothing is due now."""
 
         def done() -> Any:
             self.step()
             return not self.due() if until is None else until()
 
-        wait_until(done, description)
+        wait_until(done, description, timeout_s)
 
     def due(self) -> list[str]:
         """Entries of all schedules that are due now."""
@@ -127,11 +133,26 @@ class Local:
             found += [entry.decode() for entry in raw]
         return found
 
+    def due_in_order(self, *machines: StateMachine) -> None:
+        """Make the races of these machines due, so that one drain claims them in this order."""
+        for n, machine in enumerate(machines):
+            keys, record = self.keys(machine.operation_id), self.instances.place(machine).record
+            found = Machine.parse(cast("bytes", self.redis.get(keys.machine(record))))
+            self.redis.zadd(keys.schedule, {found.entry: n})
+
     def expire_leases(self) -> None:
         """As if the leases of dead workers had run out: all that was claimed or sent is due at once."""
         for keys in self.executor.deployment.all_keys():
             for entry in cast("list[bytes]", self.redis.zrange(keys.schedule, 0, -1)):
                 self.redis.zadd(keys.schedule, {entry: 0}, xx=True)
+
+    def requests_due(self) -> None:
+        """As if the makers of all requests had had their time: anyone may do them now."""
+        for keys in self.executor.deployment.all_keys():
+            for raw in cast("list[bytes]", self.redis.lrange(keys.requests, 0, -1)):
+                self.redis.lrem(keys.requests, 1, cast("str", raw))
+                self.redis.rpush(keys.requests, json.dumps({**json.loads(raw), "due": 0}))
+                self.redis.zadd(keys.schedule, {"~requests": 0})
 
     # --- looking -------------------------------------------------------------------------------------------------
 

@@ -115,7 +115,13 @@ def start(
 def parse_pairs(flat: Any) -> list[tuple[str, Active]]:
     """Field and value of active records, in the order of their entering."""
     pairs = list(flat.items()) if isinstance(flat, dict) else list(zip(flat[::2], flat[1::2], strict=True))
-    return sorted(((field.decode(), Active.parse(raw)) for field, raw in pairs), key=lambda pair: pair[1].at_us)
+    found: list[tuple[str, Active]] = []
+    for field, raw in pairs:
+        try:
+            found.append((field.decode(), Active.parse(raw)))
+        except ValueError:
+            continue  # garbage has no place in a history
+    return sorted(found, key=lambda pair: pair[1].at_us)
 
 
 def tail(keys: Keys, tx: Transaction, now_us: int, due: bool) -> tuple[list[Command], list[bytes]]:

@@ -1,7 +1,9 @@
--- resume: lift a control, and make due what it has held, a bounded number at a time.
+-- resume: lift a pause, and make due what it has held, a bounded number at a time. A cancelling is not lifted.
 -- KEYS  control, held, schedule, hint
 -- ARGV  how many, hint ms
 -- Returns {1 when it was set, how many are left, 1 to send a hint}
+local control = redis.call('GET', KEYS[1])
+if control and control ~= 'paused' then return {0, 0, 0} end
 local was = redis.call('DEL', KEYS[1])
 local entries = redis.call('SPOP', KEYS[2], ARGV[1])
 for _, entry in ipairs(entries) do redis.call('ZADD', KEYS[3], 'XX', now, entry) end

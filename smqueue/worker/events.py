@@ -80,13 +80,16 @@ class Onlooker:
 _enable: Any = Panel.data["enable_events"]
 
 
-@control_command(name="enable_events")
 def enable_events(state: Any) -> Any:
     """Tell worker(s) to send task-related events."""
     onlooker: Onlooker | None = getattr(state.app, "smqueue_onlooker", None)
     if onlooker is not None:
         onlooker.told()
     return _enable(state)
+
+
+_command: Any = control_command
+_command(name="enable_events")(enable_events)  # in the place of Celery's, for all applications of the process
 
 
 def sent(trigger_id: str, label: str, operation_id: str, machine_id: str, queue: str) -> tuple[str, dict[str, Any]]:

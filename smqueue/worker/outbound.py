@@ -43,6 +43,7 @@ class CeleryOutbound:
             shadow=f"{armed.placed.module}.{armed.placed.type.name}/{armed.trigger}",
             argsrepr=repr((op, machine)),
             kwargsrepr="{}",
+            retries=armed.tries,  # for Flower, which takes it from the message
         )
 
     def send_task(

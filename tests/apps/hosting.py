@@ -1,4 +1,4 @@
-"""An application under test whose coroutines wait until they are cancelled, and note both in a file of their process."""
+"""An application under test whose coroutines wait until they are cancelled; each process notes both in a file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def pend(state: Pending, context: Context) -> None:
 
 
 @hosting.on(Pending, wait(pend))
-def came(tx: Transaction, state: Pending, got: None | Failed) -> Freed:
+def came(tx: Transaction, state: Pending, got: Failed | None) -> Freed:
     return Freed(-1)
 
 

@@ -6,6 +6,7 @@ lost, doubled or overtaken leaves a path that is not the case's trace.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import threading
@@ -112,10 +113,9 @@ def site(*, fsync_always: bool = False, own_broker: bool = False) -> Generator[S
                 print(f"--- {worker.name}\n{worker.output[-3000:]}")
             raise
         finally:
+            made.kill_workers()
             for worker in made.workers:
-                if worker.process.poll() is None:
-                    worker.kill()
-                worker.stop()
+                worker.stop()  # what is left is its log
             if own_broker:
                 broker.stop()
 
@@ -125,10 +125,16 @@ class Feeder:
 
     What the server did not answer is sent again under the same id, once it answers: whether it was applied is not
     known.
+
+    Args:
+        made: Where.
+        given: What.
+        ahead: How many operations may be unfinished when more are added: what is fed lasts as long as what is run.
+            ``None``: any number.
     """
 
-    def __init__(self, executor: Executor, given: Sequence[Case]) -> None:
-        self._executor, self._cases = executor, given
+    def __init__(self, made: Site, given: Sequence[Case], ahead: int | None = 100) -> None:
+        self._site, self._executor, self._cases, self._ahead = made, made.executor, given, ahead
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._feed, daemon=True)
@@ -163,6 +169,7 @@ class Feeder:
             for at in range(0, len(self._cases), CHUNK):
                 chunk = self._cases[at : at + CHUNK]
                 machines = [machine_of(case) for case in chunk]
+                self._wait_for_room()
                 self._acknowledged(lambda batch=machines: self._executor.add_state_machines(batch, exist_ok=True))
                 self.added += len(chunk)
                 # By turns, as events of many cases come: each waits for the transition before, or is kept for it.
@@ -178,6 +185,13 @@ class Feeder:
                         return
         except BaseException as error:
             self._error = error
+
+    def _wait_for_room(self) -> None:
+        while self._ahead is not None and not self._stop.is_set():
+            with contextlib.suppress(StoreUnavailable):
+                if self._site.active() <= self._ahead:
+                    return
+            self._stop.wait(0.01)
 
     def _acknowledged(self, send: Callable[[], object]) -> None:
         while not self._stop.is_set():

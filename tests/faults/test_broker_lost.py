@@ -27,9 +27,9 @@ def test_queues_that_are_deleted_again_and_again_lose_nothing() -> None:
         def half_done() -> bool:
             nonlocal deleted
             deleted += made.delete_queues()
-            return feeder.done and made.active() <= OPERATIONS // 2
+            return feeder.added - made.active() >= OPERATIONS // 2
 
-        with Feeder(made.executor, given) as feeder:
+        with Feeder(made, given) as feeder:
             wait_until(half_done, "half of the operations to finish while queues are deleted", timeout_s=60)
             wait_finished(made, feeder)
         assert deleted > 0
@@ -54,7 +54,7 @@ def test_hints_that_come_twice_and_out_of_order_change_nothing() -> None:
         return feeder.done and made.active() == 0
 
     with site() as made:
-        with Feeder(made.executor, given) as feeder:
+        with Feeder(made, given) as feeder:
             wait_until(lambda: feeder.added > 0, "the first operations to be added")
             made.start_workers()
             wait_until(lambda: finished(made), "all operations to finish", timeout_s=60)
@@ -68,7 +68,7 @@ def test_a_broker_that_is_away_delays_and_loses_nothing(caplog: pytest.LogCaptur
     given = cases(OPERATIONS)
     with site(own_broker=True) as made, caplog.at_level(logging.WARNING, "smqueue"):
         made.start_workers()
-        with Feeder(made.executor, given) as feeder:
+        with Feeder(made, given, ahead=None) as feeder:
             wait_until(lambda: feeder.added - made.active() > 0, "the first operation to finish")
             made.broker.kill()
             # Each of them may have a hint to send: were that waited for, it would take minutes.

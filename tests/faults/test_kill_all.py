@@ -18,7 +18,7 @@ def test_all_workers_and_all_queues_die_three_times_and_nothing_is_lost_or_done_
     assert len(given) == OPERATIONS
     with site() as made:
         made.start_workers()
-        with Feeder(made.executor, given) as feeder:
+        with Feeder(made, given) as feeder:
             for accident in range(1, ACCIDENTS + 1):
                 wanted = OPERATIONS * accident // (ACCIDENTS + 1)
                 wait_until(

@@ -250,7 +250,7 @@ def test_a_crash_at_any_round_trip_leaves_no_half_done_transition(play: Play, wh
         stands.add(_legal(first))
         second = play(parcels=parcels)
         second.expire_leases()
-        _make_requests_due(second)
+        second.requests_due()
         second.drive(lambda s=second: _legal(s) == "after" and not s.redis.exists(s.keys().requests))
         told = [(name, args) for sent in (first.sent, second.sent) for name, args, *_ in sent.tasks]
         ids = {task_id for sent in (first.sent, second.sent) for _, _, _, task_id, _ in sent.tasks}
@@ -265,13 +265,6 @@ def test_a_crash_at_any_round_trip_leaves_no_half_done_transition(play: Play, wh
 
 def _history(local: Local, op: str) -> list[bytes]:
     return cast("list[bytes]", local.redis.lrange(local.keys().history(op), 0, -1))
-
-
-def _make_requests_due(local: Local) -> None:
-    """As if their maker's four seconds had passed."""
-    for raw in cast("list[bytes]", local.redis.lrange(local.keys().requests, 0, -1)):
-        local.redis.lrem(local.keys().requests, 1, cast("str", raw))
-        local.redis.rpush(local.keys().requests, json.dumps({**json.loads(raw), "due": 0}))
 
 
 def test_nothing_is_lost_with_killed_workers_and_broker(

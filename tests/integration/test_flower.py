@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -219,7 +220,9 @@ def _one_order(world: Shop, op: str) -> None:
 
 def _events(monitor: Monitor) -> list[tuple[bytes, ...]]:
     """Events of tasks that were published; those of workers are heartbeats, which Celery sends anyhow."""
-    return [o.args for o in monitor.asked if o.name == "PUBLISH" and b"celeryev" in o.args[1] and b"task-" in _body(o.args)]
+    return [
+        o.args for o in monitor.asked if o.name == "PUBLISH" and b"celeryev" in o.args[1] and b"task-" in _body(o.args)
+    ]
 
 
 def _is_enable(args: tuple[bytes, ...]) -> bool:
@@ -227,6 +230,4 @@ def _is_enable(args: tuple[bytes, ...]) -> bool:
 
 
 def _body(args: tuple[bytes, ...]) -> bytes:
-    import base64
-
     return base64.b64decode(json.loads(args[2])["body"])

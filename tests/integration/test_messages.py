@@ -114,6 +114,6 @@ def test_no_message_of_a_run_has_an_eta(world: Shop, broker: redis.Redis) -> Non
         world.run_every_kind()
         wait_until(lambda: queued(broker) == [], "all messages are done with")
         tasks = [message["headers"]["task"] for message in monitor.messages]
-        assert set(tasks) == {"smqueue.transition", "smqueue.trigger", "smqueue.ended", "smqueue.failed", "shop.add_up"}
+        assert set(tasks) == {"smqueue.transition", "smqueue.trigger", "smqueue.ended", "shop.add_up"}
         assert tasks.count("smqueue.trigger") >= 3 + 3 + 3 + 2, "polls, calls that fail, tasks"
         assert not any(map(waits, monitor.messages))

@@ -93,7 +93,9 @@ def test_coroutines_of_a_killed_process_start_elsewhere(world: Shop) -> None:
 def _hosting(world: Shop) -> Executor:
     app = Celery(f"hosting-{world.namespace}", broker=world.broker, set_as_current=False)
     app.conf.update(task_default_queue=world.namespace)
-    return ExecutorBuilder().with_module("hosting", hosting.hosting).build(app, url=world.url, namespace=world.namespace)
+    return (
+        ExecutorBuilder().with_module("hosting", hosting.hosting).build(app, url=world.url, namespace=world.namespace)
+    )
 
 
 def _noted(world: Shop, what: str, worker: Worker) -> list[str]:
