@@ -133,7 +133,9 @@ class Instances:
         return module_id in self._by_id
 
     def get(self, module_id: str) -> Instance:
-        """Raises UnknownModule."""
+        """Raises UnknownModule; InvalidInput for what is no id at all, as JSON by hand may bring it."""
+        if not isinstance(module_id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput("module", f"expected str, got {type(module_id).__name__}")
         if (found := self._by_id.get(module_id)) is None:
             raise UnknownModule(module_id, ", ".join(self._by_id) or "none")
         return found

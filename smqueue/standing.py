@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from smqueue.errors import SmqueueError
+from smqueue.errors import SmqueueError, UndecodableRecord
 from smqueue.instances import Instances
 from smqueue.keys import Keys, digest, encode
 from smqueue.records import Active, Item, Placed
@@ -70,9 +70,12 @@ def standing(keys: Keys, instances: Instances, placed: Placed, known: Mapping[Co
         return _find_migrated(instances, placed, known["HGETALL", key]) if placed.wide else None
 
     found, past = find(active), find(inactive)
-    return Standing(
-        (found[0], Active.parse(found[1])) if found else None, (past[0], parse_inactive(past[1])) if past else None
-    )
+    try:
+        return Standing(
+            (found[0], Active.parse(found[1])) if found else None, (past[0], parse_inactive(past[1])) if past else None
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UndecodableRecord(f"{placed} in operation {placed.op}: {error}") from None
 
 
 def parse_inactive(raw: bytes) -> dict[str, Any]:

@@ -429,8 +429,12 @@ class Buffer:
                 asked["HGET", str(key), args[0]] = None
         return list(asked)
 
-    def verify(self, replies: Mapping[Command, Any]) -> None:
+    def verify(self, replies: Mapping[Command, Any]) -> set[str]:
         """Go through the writes in order, as EXEC will.
+
+        Returns:
+            Keys of counters so near the end of 64 bits that increments by others, which are harmless to all the rest,
+            could make these fail: they must be watched.
 
         Raises:
             WrongKind: A write that would fail: a key of another type, or an increment of what is no 64-bit number.
@@ -441,6 +445,7 @@ class Buffer:
             for c, reply in replies.items()
             if c[0] in {"GET", "HGET"}
         }
+        tight: set[str] = set()
         for name, raw_key, *args in self.writes:
             key, wanted = str(raw_key), KIND_OF_WRITE.get(str(name))
             if name in {"SET", "DEL"}:
@@ -463,6 +468,9 @@ class Buffer:
                 if not -INT64 <= total < INT64:
                     raise WrongKind(name, key, "a number that would leave 64 bits")
                 numbers[at] = str(total)
+                if abs(total) > INT64 // 2:
+                    tight.add(key)
+        return tight
 
 
 def _number(command: str, key: str, raw: Any) -> int:

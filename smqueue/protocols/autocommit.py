@@ -69,7 +69,7 @@ def autocommit(
                 [] if tx.spawned else [keys.marker(commit_id)]
             )  # whichever of its attempts comes first, no second one
             yield from look.fetch(once, [*checks, watched(keys), ("TIME",)], check=[str(c[1]) for c in checks])
-            tx.buffer.verify({c: look.known[c] for c in checks})
+            yield from look.verify(tx)
             begun |= unbegun(keys, {placed.op for placed in tx.spawned}, look)
             started = yield from start(keys, instances, tx.spawned, look, commit_id)
             ending, requests = tail(keys, tx, look.now_us, started.due)

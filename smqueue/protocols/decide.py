@@ -34,6 +34,20 @@ class Look:
             replies = yield from read(watch, *missing, check=check)
             self.known.update(zip(missing, replies, strict=True))
 
+    def verify(self, tx: Transaction) -> Steps[None]:
+        """See that none of the writes would fail in EXEC; the looks for it are fetched already, but not watched.
+
+        Raises:
+            WrongKind: One would.
+        """
+        checks = tx.buffer.checks()
+        if tight := tx.buffer.verify({command: self.known[command] for command in checks}):
+            again = [command for command in checks if command[1] in tight]
+            for command in again:
+                del self.known[command]
+            yield from self.fetch(sorted(tight), again)
+            tx.buffer.verify({command: self.known[command] for command in checks})
+
     def has_held(self) -> Steps[bool]:
         """Whether nothing that was watched has changed since; an empty EXEC, only when something was read."""
         if not self.known:

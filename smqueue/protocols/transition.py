@@ -116,8 +116,7 @@ def transition(keys: Keys, instances: Instances, it: Claimed, commit_id: str) ->
                 return Transitioned("stale")
             if control := next((key for key in controls(keys, it.placed) if look.known["GET", key] is not None), ""):
                 return Transitioned("held", detail=control)
-            checks = tx.buffer.checks()
-            tx.buffer.verify({c: look.known[c] for c in checks})
+            yield from look.verify(tx)
             history_begun |= unbegun(keys, {placed.op for placed in tx.spawned}, look)
             done, commands = yield from _plan(keys, instances, it, to, handler, tx, look, commit_id)
             try:

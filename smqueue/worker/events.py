@@ -23,7 +23,7 @@ class Events:
     """Sends events of triggers under their ids."""
 
     def __init__(self, app: Celery) -> None:
-        self._app = app
+        self._app, self._failing = app, False
 
     def send(self, *events: tuple[str, dict[str, Any]]) -> None:
         """Send several events over one connection; one that cannot be sent is only missed by the onlooker.
@@ -38,8 +38,10 @@ class Events:
             with app.events.default_dispatcher(hostname=hostname or anon_nodename()) as dispatcher:
                 for kind, fields in events:
                     dispatcher.send(kind, **fields)
+            self._failing = False
         except Exception as error:
-            log.debug("events not sent: %s", error)
+            log.log(logging.DEBUG if self._failing else logging.WARNING, "events were not sent: %s", error)
+            self._failing = True
 
 
 class Onlooker:
@@ -102,7 +104,7 @@ def sent(trigger_id: str, label: str, operation_id: str, machine_id: str, queue:
 
 def started(trigger_id: str) -> tuple[str, dict[str, Any]]:
     """Its code runs on this worker's event loop."""
-    return "task-started", {"uuid": trigger_id, "pid": 0}
+    return "task-started", {"uuid": trigger_id}
 
 
 def retried(trigger_id: str, why: str, tries: int) -> tuple[str, dict[str, Any]]:

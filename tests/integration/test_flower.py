@@ -10,17 +10,21 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from smqueue import Failed, Module, State, Transaction, after, call
 from smqueue.embedded import EmbeddedServer
+from smqueue.records import Active, Placed
 from tests.apps import shop
 from tests.brokers import free_port
+from tests.inprocess import Play, machines
 from tests.monitor import Monitor, monitoring
 from tests.shopping import Shop
 from tests.waiting import wait_until
@@ -204,6 +208,65 @@ def test_events_cost_nothing_when_nobody_watches(world: Shop) -> None:
             _one_order(world, "after")
             assert not _events(monitor)
         assert "nobody asks for events any more" in worker.output
+
+
+def test_a_worker_told_to_send_events_does(world: Shop) -> None:
+    """``worker -E`` sends events of triggers without being asked again, for a camera or another consumer."""
+    with running(worker := world.worker("-P", "solo", "-E")), monitoring(world.redis) as monitor:
+        worker.wait_ready()
+        wait_until(lambda: world.redis.exists(world.keys.watched), "the worker says that it is watched")
+        _one_order(world, "op")
+        told = lambda: {json.loads(_body(args))["type"] for args in _events(monitor)}  # noqa: E731
+        wait_until(lambda: told() >= {"task-sent", "task-succeeded", "task-revoked"}, "events are sent")
+
+
+def test_a_trigger_that_is_over_while_the_race_goes_on(play: Play) -> None:
+    """When a handler keeps its machine waiting, a trigger that has happened once is told as over; one that is awaited
+    again is not, nor are the others."""
+    local = play(kept=kept)
+    ended: list[tuple[str, list[str]]] = []
+
+    def note(_placed: Placed, _active: Active, _arming: str, armed: Mapping[str, Any], won: str | None) -> None:
+        ended.append((str(won), sorted(armed)))
+
+    local.sent.ended = note  # type: ignore[method-assign]
+    local.redis.set(local.keys().watched, "1")
+    local.executor.add_state_machines(machines("op", Keeping(1)))
+    local.drive()
+    local.executor.signal("op", word, 1)
+    local.drive()
+    local.executor.signal("op", word, 2)
+    local.drive(lambda: not local.executor.has_active_states("op"), "the operation ends")
+    assert [one for one in ended if one[1]] == [("asked", ["asked"]), ("told", ["late", "told"])]
+
+
+kept = Module("kept", version=1)
+word = kept.signal("word", int)
+
+
+@kept.state
+class Keeping(State):
+    n: int
+
+
+@kept.state(terminal=True)
+class Over(State):
+    n: int
+
+
+@kept.on(Keeping, call(lambda state, context: state.n))
+def asked(tx: Transaction, state: Keeping, got: int | Failed) -> Over | None:
+    return None
+
+
+@kept.on(Keeping, word)
+def told(tx: Transaction, state: Keeping, got: int) -> Over | None:
+    return Over(got) if got > state.n else None
+
+
+@kept.on(Keeping, after(timedelta(hours=1)))
+def late(tx: Transaction, state: Keeping, _: None) -> Over:
+    return Over(0)
 
 
 def _ids(world: Shop, op: str, state: Any) -> list[str]:

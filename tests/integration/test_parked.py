@@ -107,10 +107,12 @@ def commands_per_s(client: redis.Redis) -> float:
 
 
 def messages(server: EmbeddedServer) -> dict[bytes, int]:
-    """Keys with messages → how many: queues, and what was delivered and is not acknowledged."""
+    """Keys with messages → how many: queues, and what was delivered and is not acknowledged; not who is bound."""
     with redis.Redis(unix_socket_path=str(server.socket_path), db=1, socket_timeout=10) as broker:
         lengths = {"list": broker.llen, "hash": broker.hlen, "zset": broker.zcard}
-        found = {key: lengths.get(broker.type(key).decode()) for key in broker.scan_iter()}
+        found = {
+            key: lengths.get(broker.type(key).decode()) for key in broker.scan_iter() if not key.startswith(b"_kombu")
+        }
         return {key: int(length(key)) for key, length in found.items() if length is not None}
 
 

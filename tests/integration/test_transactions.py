@@ -441,11 +441,6 @@ def test_members_of_one_group_are_checked_against_each_other(local: Local) -> No
     assert local.data("notes", "sum") is None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a known limit: what one member of a group adds is not counted when the next one's sum is checked, so that "
-    "a counter within reach of 2**63 can be torn",
-)
 def test_counters_of_one_group_do_not_overflow_together(local: Local) -> None:
     """Two machines of one drain add one each to the last number but one: one fails, typed, and nothing is torn."""
     steps["count"] = lambda tx: tx.incrby("k")
