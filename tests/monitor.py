@@ -39,6 +39,7 @@ class Monitor:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self._asked: list[Asked] = []
+        self._marks: set[bytes] = set()
         self._connection: Any = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         self._connection.send_command("MONITOR")
         assert self._connection.read_response() == b"OK"
@@ -50,9 +51,11 @@ class Monitor:
             while True:
                 found = LINE.fullmatch(self._connection.read_response(timeout=None))
                 assert found is not None
-                # The server quotes as C does, and so as Python's bytes do.
-                args = tuple(ast.literal_eval("b" + one.decode()) for one in ARGUMENT.findall(found[3]))
-                self._asked.append(Asked(int(found[1]), found[2].decode(), args))
+                args = tuple(map(_unquoted, ARGUMENT.findall(found[3])))
+                if args[0].upper() == b"ECHO":
+                    self._marks.add(args[1])
+                else:
+                    self._asked.append(Asked(int(found[1]), found[2].decode(), args))
         except (redis.ConnectionError, OSError, ValueError, AttributeError):
             return  # the block is over
 
@@ -61,8 +64,8 @@ class Monitor:
         """All commands until now."""
         mark = uuid.uuid4().hex.encode()
         self._client.echo(mark)
-        wait_until(lambda: any(mark in one.args for one in self._asked), "the monitor has caught up")
-        return [one for one in self._asked if one.name != "ECHO"]
+        wait_until(lambda: mark in self._marks, "the monitor has caught up", timeout_s=60)
+        return list(self._asked)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -73,6 +76,11 @@ class Monitor:
         """Stop."""
         self._connection.disconnect()
         self._thread.join(5)
+
+
+def _unquoted(shown: bytes) -> bytes:
+    """The server quotes as C does, and so as Python's bytes do."""
+    return ast.literal_eval("b" + shown.decode()) if b"\\" in shown else shown[1:-1]
 
 
 @contextmanager

@@ -98,7 +98,7 @@ class Shop:
         assert self.redis.get(self.keys.data("orders", "revenue")) == b"7"
 
 
-def stops_cleanly(worker: Worker, within_s: float = 10) -> None:
+def stops_cleanly(worker: Worker, within_s: float = 15) -> None:
     """SIGTERM: the worker ends by itself, soon, with exit code 0 and nothing to complain about."""
     os.kill(worker.process.pid, signal.SIGTERM)
     status = worker.process.wait(within_s)

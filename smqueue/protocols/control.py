@@ -40,7 +40,9 @@ def pause(control: str) -> Steps[None]:
     Every transition watches its controls, so one that is under way fails. Triggers and deadlines run on; what falls
     due fires at the resume.
     """
-    yield from commit([("SET", control, "paused", "NX")])  # one that is being cancelled stays so: nothing commits either
+    yield from commit(
+        [("SET", control, "paused", "NX")]
+    )  # one that is being cancelled stays so: nothing commits either
 
 
 def resume(keys: Keys, control: str) -> Steps[tuple[bool, bool]]:

@@ -31,6 +31,8 @@ class Events:
         They bear the worker's name, in its children too: to a name of its own Flower would show a worker. Only the
         name of whoever sends ``task-sent`` is not taken for a worker's, and that is all that producers send.
         """
+        if not events:
+            return
         app: Any = self._app
         task = app.current_worker_task
         hostname = task.request.hostname if task is not None else getattr(app, "smqueue_hostname", None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
+from typing import Any
 
 import pytest
 
 from smqueue import StateMachine
 from smqueue.demo.replay import Happened, Ticket, event
-from tests.faults.replaying import Feeder, Site, cases, check_nothing_left, check_paths, site, wait_finished
+from tests.faults.replaying import Feeder, cases, check_nothing_left, check_paths, site, wait_finished
 from tests.waiting import wait_until
 
 OPERATIONS = 400
@@ -37,28 +38,41 @@ def test_queues_that_are_deleted_again_and_again_lose_nothing() -> None:
         check_nothing_left(made)
 
 
-def test_hints_that_come_twice_and_out_of_order_change_nothing() -> None:
-    """Each message is put into the queue twice, in any order; each path is its trace all the same (semantics 5, 18)."""
+def test_hints_that_come_late_and_many_times_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each hint is sent three times, behind later ones; what workers send is doubled and shuffled in the queue too.
+
+    Each path is its trace all the same (semantics 5, 18).
+    """
     given = cases(OPERATIONS)
     rng = random.Random(1)
-    doubled: set[bytes] = set()
-
-    def finished(made: Site) -> bool:
-        with made.messages() as client:
-            messages, _ = client.pipeline(transaction=True).lrange(QUEUE, 0, -1).delete(QUEUE).execute()
-            fresh = [message for message in messages if message not in doubled]
-            doubled.update(fresh)
-            if again := [*messages, *fresh]:
-                rng.shuffle(again)
-                client.rpush(QUEUE, *again)
-        return feeder.done and made.active() == 0
+    held: list[tuple[str, int]] = []
+    seen: set[bytes] = set()
 
     with site() as made:
+        hint = made.executor.outbound.hint
+
+        def late_and_thrice(namespace: str, shard: int) -> None:
+            held.append((namespace, shard))
+            if len(held) % 3 == 0:
+                for late in held[-3:] * 3:
+                    hint(*late)
+
+        def finished() -> bool:
+            with made.messages() as client:
+                taking: Any = client.pipeline(transaction=True)
+                messages, _ = taking.lrange(QUEUE, 0, -1).delete(QUEUE).execute()
+                fresh = [message for message in messages if message not in seen]
+                seen.update(fresh)
+                if again := [*messages, *fresh]:
+                    rng.shuffle(again)
+                    client.rpush(QUEUE, *again)
+            return feeder.done and made.active() == 0
+
+        monkeypatch.setattr(made.executor.outbound, "hint", late_and_thrice)
+        made.start_workers()
         with Feeder(made, given) as feeder:
-            wait_until(lambda: feeder.added > 0, "the first operations to be added")
-            made.start_workers()
-            wait_until(lambda: finished(made), "all operations to finish", timeout_s=60)
-        assert doubled
+            wait_until(finished, "all operations to finish", timeout_s=60)
+        assert len(held) >= 3
         check_paths(made, given)
         check_nothing_left(made)
 

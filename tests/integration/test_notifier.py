@@ -224,7 +224,11 @@ def test_over_reconnects(loop: Loop) -> None:
 def test_a_connection_lost_in_mid_look(loop: Loop, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
     """A look whose reply is lost is made again: the subscriber notices nothing. (semantics 36, 37)"""
     notifier = loop.executor.notifier
-    with notifier.subscribe("op", timeout=5) if which == "one operation" else notifier.subscribe_all(timeout=5) as updates:
+    with (
+        notifier.subscribe("op", timeout=5)
+        if which == "one operation"
+        else notifier.subscribe_all(timeout=5) as updates
+    ):
         loop.add("op", Counting(0))
         driver: Any = loop.deployment.driver
         trip, lost = driver._trip, []
@@ -338,6 +342,7 @@ def test_all_is_live_only(loop: Loop) -> None:
     assert [(update.operation_id, update.sequence, update.step, update.state) for update in seen] == [
         ("a", 0, 1, Counting(0)), ("b", 0, 1, Counting(5)), ("a", 1, 2, Counting(1)), ("before", 2, 3, Done(1)),
     ]  # fmt: skip
+    assert [update for update in seen if update.operation_id == "a"] == loop.history("a")
 
 
 def test_all_of_one_module(loop: Loop) -> None:
@@ -400,4 +405,3 @@ def test_all_over_reconnects(loop: Loop) -> None:
             assert cut_all(loop)
             seen.append(next(updates).operation_id)
     assert seen == [f"op{n}" for n in range(10)]
-

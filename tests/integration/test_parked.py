@@ -12,9 +12,9 @@ import pytest
 import redis
 from celery import Celery
 
+from examples.orders import Awaiting, Payment, delivery, orders, parcels, payment
 from smqueue import Executor, ExecutorBuilder, StateMachine
 from smqueue.embedded import EmbeddedServer
-from tests.apps.shop import Awaiting, Payment, orders, packed, payment
 from tests.workers import Worker, running
 
 MACHINES = 100_000
@@ -42,9 +42,10 @@ def test_a_hundred_thousand_waiting_machines_cost_only_bytes_in_redis(
     Under 900 bytes of Redis each, under 20 MiB more in the worker, under 200 commands/s when nothing happens.
     """
     app = Celery("parked", broker=alone.broker_url, set_as_current=False)
-    executor = ExecutorBuilder().with_module("orders", orders).build(app, url=alone.url, namespace=NAMESPACE)
-    env = {"TEST_STATE_URL": alone.url, "TEST_BROKER_URL": alone.broker_url, "TEST_NAMESPACE": NAMESPACE}
-    worker = Worker("tests.apps.shop", env, ("--concurrency", "2"))
+    builder = ExecutorBuilder().with_module("orders", orders).with_module("parcels", parcels)
+    executor = builder.build(app, url=alone.url, namespace=NAMESPACE)
+    env = {"SMQUEUE_URL": alone.url, "SMQUEUE_NAMESPACE": NAMESPACE, "CELERY_BROKER_URL": alone.broker_url}
+    worker = Worker("examples.orders.app", env, ("--concurrency", "2"))
     with redis.Redis.from_url(alone.url, socket_timeout=60) as state, running(worker):
         worker.wait_ready()
         run_to_their_end(executor, WARM)
@@ -71,12 +72,12 @@ def test_a_hundred_thousand_waiting_machines_cost_only_bytes_in_redis(
 
 
 def run_to_their_end(executor: Executor, count: int, name: str = "warm") -> None:
-    """Add, pay and ship orders."""
+    """Add orders, pay them, deliver their parcels."""
     names = [f"{name}-{n}" for n in range(count)]
     executor.add_state_machines([StateMachine(op, Awaiting(op, 30)) for op in names])
     for op in names:
         executor.signal(op, payment, Payment(30))
-        executor.signal(op, packed)
+        executor.signal(op, delivery, "signed")
     for op in names:
         executor.await_operation(op, timeout=30)
 
@@ -108,12 +109,11 @@ def commands_per_s(client: redis.Redis) -> float:
 
 def messages(server: EmbeddedServer) -> dict[bytes, int]:
     """Keys with messages → how many: queues, and what was delivered and is not acknowledged; not who is bound."""
-    with redis.Redis(unix_socket_path=str(server.socket_path), db=1, socket_timeout=10) as broker:
-        lengths = {"list": broker.llen, "hash": broker.hlen, "zset": broker.zcard}
-        found = {
-            key: lengths.get(broker.type(key).decode()) for key in broker.scan_iter() if not key.startswith(b"_kombu")
-        }
-        return {key: int(length(key)) for key, length in found.items() if length is not None}
+    broker: Any = redis.Redis(unix_socket_path=str(server.socket_path), db=1, socket_timeout=10)
+    with broker:
+        length_of = {b"list": broker.llen, b"hash": broker.hlen, b"zset": broker.zcard}
+        keys = [key for key in broker.scan_iter() if not key.startswith(b"_kombu")]
+        return {key: length_of[kind](key) for key in keys if (kind := broker.type(key)) in length_of}
 
 
 def sampled(client: redis.Redis, executor: Executor) -> str:

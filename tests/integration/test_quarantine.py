@@ -225,7 +225,9 @@ def test_a_handler_that_never_returns_is_interrupted(loop: Loop, server: Embedde
         assert loop.explained("bad").last_error == "HandlerTimeout: handler began ran longer than its limit of 0.3 s."
 
 
-def test_a_handler_that_cannot_be_interrupted_is_quarantined(loop: Loop, server: EmbeddedServer, namespace: str) -> None:
+def test_a_handler_that_cannot_be_interrupted_is_quarantined(
+    loop: Loop, server: EmbeddedServer, namespace: str
+) -> None:
     """On a pool of threads, where nothing interrupts it, a handler that never returns loses its lease, is tried
     elsewhere and is set aside; others go on. (semantics 20)"""
     with running(one := worker(server, namespace, "-P", "threads", "-c", "6")):
@@ -331,7 +333,10 @@ def test_a_repaired_record_goes_on_after_retry(loop: Loop, how: str) -> None:
     """Once it is repaired, ``retry`` lets the machine go on. (semantics 32)"""
     loop.add("bad", Trying(1))
     placed, stored = loop.placed("bad", Trying(1)), loop.stored("bad", Trying(1))
-    value, machine = loop.redis.hget(loop.keys.active("bad"), placed.field), loop.redis.get(loop.keys.machine(placed.record))
+    value, machine = (
+        loop.redis.hget(loop.keys.active("bad"), placed.field),
+        loop.redis.get(loop.keys.machine(placed.record)),
+    )
     SPOILT[how](loop, placed)
     loop.redis.hsetnx(loop.keys.race(placed.record), "won", "told") if "active" in how else None
     loop.make_due(stored.entry)
@@ -394,7 +399,9 @@ def test_a_subscriber_of_a_garbled_lone_machine_goes_on(loop: Loop) -> None:
     assert [update.cancelled for update in loop.history("bad") if update.cancelled] == ["no use"]
 
 
-@pytest.mark.parametrize("field", [b"garbage", b"\xff\xfe", b"faulty Trying", b'faulty Trying {"n":"x"}', b"faulty Nope {}"])
+@pytest.mark.parametrize(
+    "field", [b"garbage", b"\xff\xfe", b"faulty Trying", b'faulty Trying {"n":"x"}', b"faulty Nope {}"]
+)
 def test_a_garbled_field_can_be_seen_and_cancelled(loop: Loop, field: bytes) -> None:
     """A field that is none is shown by ``explain``, left out of queries, and ended by ``cancel``. (semantics 32)"""
     loop.add("bad", Trying(1))

@@ -31,7 +31,7 @@ from smqueue import (
 )  # fmt: skip
 from smqueue.protocols import runs
 from smqueue.protocols.claim import Armed
-from smqueue.roundtrip import Commit, Pause, RoundTrip
+from smqueue.roundtrip import Commit, Pause, Read, RoundTrip
 from tests.inprocess import Crash, Local, Play, machines
 from tests.waiting import wait_until
 
@@ -581,3 +581,27 @@ def test_conflicts_back_off_with_jitter(play: Play) -> None:
     assert len(set(pauses)) == len(pauses)
     assert all(0 <= ms <= min(50.0, 0.5 * 2**n) for n, ms in enumerate(pauses, start=12 - len(pauses)))
     assert max(pauses[5:]) > max(pauses[:1])
+
+
+@pytest.mark.parametrize("at", ["before it looks", "before it commits"])
+def test_a_worker_thought_dead_does_nothing(play: Play, at: str) -> None:
+    """A worker stalls after its claim, another takes over and commits; the first then writes nothing (semantics 3)."""
+    stalled, other = play(races=races), play(races=races)
+    stalled.executor.add_state_machines(machines("op", Racing()))
+    stalled.executor.signal("op", first_signal, 7)
+    took_over: list[int] = []
+
+    def stall(request: RoundTrip) -> None:
+        if not took_over and (isinstance(request, Read) if at == "before it looks" else isinstance(request, Commit)):
+            took_over.append(0)
+            other.expire_leases()
+            took_over.append(other.drain())
+
+    with stalled.around_trips(before=stall):
+        stalled.drain()
+    assert took_over == [0, 1]
+    assert _winners(stalled) == [b"by_first"]
+    assert {m.state: past.visits for m, past in stalled.executor.get_inactive_states("op")} == {
+        Racing(): 1, Won("by_first", "7"): 1,
+    }  # fmt: skip
+    assert stalled.redis.llen(stalled.keys().history("op")) == 2

@@ -203,7 +203,9 @@ def test_two_that_end_in_one_terminal_state_in_one_group(loop: Loop) -> None:
     assert moves(loop) == 5
 
 
-def test_two_that_end_in_one_terminal_state_at_the_same_time(loop: Loop, server: EmbeddedServer, namespace: str) -> None:
+def test_two_that_end_in_one_terminal_state_at_the_same_time(
+    loop: Loop, server: EmbeddedServer, namespace: str
+) -> None:
     """One that ends between another's look and its commit makes that look again: both visits count. (semantics 26)"""
     one, two = loop.add("op", Here("1"), Here("2"))
     other = Loop(server.url, namespace, {"walk": walk})

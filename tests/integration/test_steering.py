@@ -245,7 +245,9 @@ def test_many_are_resumed(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     loop.executor.pause(state=Other)
     for n in range(310):
         loop.executor.signal(f"op{n}", go, "done")
-    loop.until(lambda: loop.redis.scard(loop.keys.held(loop.keys.control_module("steered", "Other"))) == 310, "all held")
+    loop.until(
+        lambda: loop.redis.scard(loop.keys.held(loop.keys.control_module("steered", "Other"))) == 310, "all held"
+    )
     loop.executor.resume(state=Other)
     loop.until(lambda: loop.redis.zcard(loop.keys.operations) == 0, "all to have ended")
 
@@ -254,7 +256,12 @@ def test_what_can_be_paused(loop: Loop, server: EmbeddedServer, namespace: str) 
     """Pausing what does not exist, nothing, or too much at once is a typed error. (semantics 20)"""
     with pytest.raises(UnknownModule):
         loop.executor.pause(module="elsewhere")
-    for wrong in ({}, {"operation_id": "op", "module": "steered"}, {"module": "steered", "state": "Nope"}, {"state": "Nope"}):
+    for wrong in (
+        {},
+        {"operation_id": "op", "module": "steered"},
+        {"module": "steered", "state": "Nope"},
+        {"state": "Nope"},
+    ):
         with pytest.raises(InvalidInput):
             loop.executor.pause(**wrong)  # type: ignore[arg-type]
     twice = Loop(server.url, namespace, {"a": steered, "b": steered})
@@ -278,7 +285,10 @@ def test_cancel_ends_all(loop: Loop) -> None:
     assert {found.terminal for _, found in past} == {False}
     assert {str(found.machine_id) for _, found in past} == set(machines)
     assert loop.redis.zrange(loop.keys.schedule, 0, -1) == []
-    left = {key.decode().removeprefix(loop.keys.prefix).partition(":")[0] for key in loop.redis.scan_iter(match=f"{loop.keys.prefix}*")}
+    left = {
+        key.decode().removeprefix(loop.keys.prefix).partition(":")[0]
+        for key in loop.redis.scan_iter(match=f"{loop.keys.prefix}*")
+    }
     assert left <= {"inactive", "history", "updates", "meta", "finished", "hint", "watched"}
     told = [update for update in loop.history("op") if update.cancelled]
     assert len(told) == 251
@@ -303,7 +313,9 @@ def test_cancel_tells_those_who_wait(loop: Loop) -> None:
     got: list[Any] = []
     threads = [
         threading.Thread(target=lambda: got.append(loop.executor.await_operation("op", 20))),
-        threading.Thread(target=lambda: got.append(loop.executor.await_inactive_state(StateMachine("op", Waiting(1)), 20).cancelled)),
+        threading.Thread(
+            target=lambda: got.append(loop.executor.await_inactive_state(StateMachine("op", Waiting(1)), 20).cancelled)
+        ),
     ]
     for thread in threads:
         thread.start()
@@ -356,7 +368,11 @@ def test_cancel_of_children(loop: Loop) -> None:
         assert not loop.executor.has_active_states("op")
         alive = [op for op in ("child0", "child1", "grandchild") if loop.executor.has_active_states(op)]
         assert alive == ([] if children else ["child0", "child1", "grandchild"])
-    past = [found.cancelled for op in ("child0", "child1", "grandchild") for _, found in loop.executor.get_inactive_states(op)]
+    past = [
+        found.cancelled
+        for op in ("child0", "child1", "grandchild")
+        for _, found in loop.executor.get_inactive_states(op)
+    ]
     assert past == ["all"] * 3
 
 
@@ -480,7 +496,9 @@ def test_explain_says_why(loop: Loop) -> None:
     loop.until(lambda: loop.explained("op").status == "quarantined", "it to be set aside")
     found = loop.explained("op")
     assert (found.won, found.attempts, found.last_error) == ("told", 2, "ValueError: broken")
-    assert {trigger.name: trigger.last_error for trigger in found.triggers}["steered.Racing/told"] == "ValueError: broken"
+    assert {trigger.name: trigger.last_error for trigger in found.triggers}[
+        "steered.Racing/told"
+    ] == "ValueError: broken"
     assert loop.executor.explain("nothing").active == ()
 
 
@@ -495,5 +513,3 @@ def test_explain_orders_the_past(loop: Loop) -> None:
     assert [(machine.state, found.won) for machine, found in past] == [
         (Waiting(1), "went"), (Other(1), "went"), (Done(1), None),
     ]  # fmt: skip
-
-

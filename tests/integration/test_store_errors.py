@@ -216,9 +216,9 @@ def test_a_wrong_number_of_shards(server: EmbeddedServer, namespace: str) -> Non
             call(wrong)
         assert "1 shards" in lines[0]
         assert "4 were" in lines[0]
-    CALLS["add"](executor_at(server.url, namespace + "-4", smqueue_shards=4))
+    CALLS["add"](executor_at(server.url, "four-" + namespace[-8:], smqueue_shards=4))
     with raises(WrongShardCount):
-        CALLS["add"](executor_at(server.url, namespace + "-4"))
+        CALLS["add"](executor_at(server.url, "four-" + namespace[-8:]))
 
 
 def test_a_batch_that_spans_shards(server: EmbeddedServer, namespace: str) -> None:
@@ -260,7 +260,9 @@ def test_workers_keep_trying_and_say_so_once(server: EmbeddedServer, namespace: 
                 wait_until(lambda back=back: one.output.count("trying again until it answers") == back, "it to say so")
                 gone = one.output.count("No answer from Redis")
                 state.start()
-                wait_until(lambda back=back: one.output.count("Redis answers again") == back or back == 1, "it to say so")
+                wait_until(
+                    lambda back=back: one.output.count("Redis answers again") == back or back == 1, "it to say so"
+                )
                 client.add(f"op{back}", faulty.Bad("fine"))
                 client.executor.await_operation(f"op{back}", 30)
                 assert one.output.count("trying again until it answers") == back
@@ -303,7 +305,7 @@ def test_wrong_annotations(kind: str) -> None:
             case "no return":
 
                 @module.on(One, number)
-                def handler(tx: Transaction, state: One, got: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
+                def handler(tx: Transaction, state: One, got: int):  # type: ignore[no-untyped-def]
                     return Two(1)
 
             case "wrong state":

@@ -203,7 +203,9 @@ def test_a_deadline_is_fixed_at_entering(loop: Loop) -> None:
         Loop(loop.settings.url, loop.settings.namespace, {"clocks": clocks}).run()
     assert loop.stored("op", Waiting(1)).armed["waited"] == due
     ((_, active),) = loop.executor.get_active_states("op")
-    assert abs(active.created_at + timedelta(minutes=30) - loop.explained("op").triggers[1].deadline) < timedelta(milliseconds=2)
+    assert abs(active.created_at + timedelta(minutes=30) - loop.explained("op").triggers[1].deadline) < timedelta(
+        milliseconds=2
+    )
 
 
 def test_a_deadline_fires_with_nobody_up_at_its_time(loop: Loop) -> None:
@@ -221,7 +223,13 @@ def test_a_deadline_fires_with_nobody_up_at_its_time(loop: Loop) -> None:
 
 def test_no_deadline_fires_early(loop: Loop) -> None:
     """Nothing is noticed before its time. (semantics 15)"""
-    loop.add("op", *[Waiting(n, timedelta(milliseconds=5 * n, microseconds=700)) for n in range(1, 21)])
+    loop.add("op", *[Waiting(n, timedelta(milliseconds=5 * n, microseconds=700 + n)) for n in range(1, 21)])
+    for machine, active in loop.executor.get_active_states("op"):
+        assert isinstance(machine.state, Waiting)
+        due_ms = loop.stored("op", machine.state).armed["waited"]
+        assert isinstance(due_ms, int)
+        wanted = active.created_at + machine.state.patience - datetime(1970, 1, 1, tzinfo=UTC)
+        assert timedelta(0) <= timedelta(milliseconds=due_ms) - wanted < timedelta(milliseconds=1)
     loop.settle("op")
     for machine, past in loop.executor.get_inactive_states("op"):
         if isinstance(machine.state, Waiting):

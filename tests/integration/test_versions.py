@@ -348,7 +348,10 @@ def test_a_history_across_versions(releases: Releases) -> None:
     loop.executor.signal("op", code.go, "same")
     loop.run()
     seen: list[Update] = loop.history("op")
-    assert [(update.sequence, update.state) for update in seen] == [(0, code.ticket("Ann", "Lee")), (1, code.ticket("Ann", "Lee"))]
+    assert [(update.sequence, update.state) for update in seen] == [
+        (0, code.ticket("Ann", "Lee")),
+        (1, code.ticket("Ann", "Lee")),
+    ]
 
 
 @pytest.mark.parametrize("newer", ["migrated", "with a new field"])

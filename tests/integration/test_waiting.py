@@ -224,7 +224,9 @@ def test_the_cost_of_a_transition_does_not_grow(loop: Loop, beside: str) -> None
 def spent(loop: Loop) -> tuple[int, int]:
     """Commands and bytes of output so far."""
     commands = loop.redis.info("commandstats")
-    calls = sum(found["calls"] for name, found in commands.items() if not name.startswith(("cmdstat_info", "cmdstat_config")))
+    calls = sum(
+        found["calls"] for name, found in commands.items() if not name.startswith(("cmdstat_info", "cmdstat_config"))
+    )
     return calls, loop.redis.info("stats")["total_net_output_bytes"]
 
 
@@ -257,7 +259,11 @@ def test_queries_are_streamed(loop: Loop) -> None:
     """The first machine of many is there after one page, not after all; each is told once. (semantics 33)"""
     loop.executor.add_state_machines([StateMachine("op", Sitting(n)) for n in range(1_500)])
     for query in (loop.executor.get_active_states, lambda: loop.executor.get_active_states("op")):
-        before = loop.redis.info("commandstats")["cmdstat_hscan"]["calls"] if "cmdstat_hscan" in loop.redis.info("commandstats") else 0
+        before = (
+            loop.redis.info("commandstats")["cmdstat_hscan"]["calls"]
+            if "cmdstat_hscan" in loop.redis.info("commandstats")
+            else 0
+        )
         found = query()
         next(found)
         assert loop.redis.info("commandstats")["cmdstat_hscan"]["calls"] - before == 1
@@ -309,7 +315,9 @@ def test_it_is_so_already(loop: Loop, monkeypatch: pytest.MonkeyPatch, what: str
 
 
 @pytest.mark.parametrize("what", list(WAITS))
-def test_nothing_is_missed_before_the_waiter_is_registered(loop: Loop, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_nothing_is_missed_before_the_waiter_is_registered(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     """A waiter registers before the look that counts: what happens just before it does is seen by that look. (semantics 35)"""
     loop.add("op", Instant(1))
     waits = meanwhile(monkeypatch, lambda: loop.settle("op"), subscribed=False)
@@ -318,7 +326,9 @@ def test_nothing_is_missed_before_the_waiter_is_registered(loop: Loop, monkeypat
 
 
 @pytest.mark.parametrize("what", list(WAITS))
-def test_nothing_is_missed_after_the_waiter_is_registered(loop: Loop, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_nothing_is_missed_after_the_waiter_is_registered(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     """What happens after the look rings the bell, so that the waiter does not wait for its next look. (semantics 35)"""
     loop.add("op", Instant(1))
     waits = meanwhile(monkeypatch, lambda: loop.settle("op"), subscribed=True)
@@ -396,15 +406,13 @@ def test_a_ring_between_look_and_parking_is_heard(loop: Loop, monkeypatch: pytes
 
     loop.add("late", Sitting(1))
     loop.add("join", Joining("late"))
-    second = Loop(loop.settings.url, loop.settings.namespace, {"room": room})
     park = runs.look_again
     acted: list[int] = []
 
     def ended_meanwhile(*args: Any) -> Any:
         if not acted:
             acted.append(1)
-            loop.executor.signal("late", call, "done")
-            second.run()
+            loop.executor.cancel("late")
         return park(*args)
 
     monkeypatch.setattr(runs, "look_again", ended_meanwhile)
@@ -549,4 +557,3 @@ def test_waiting_costs_nothing_at_idle(loop: Loop) -> None:
     before = spent(loop)[0]
     loop.run()
     assert spent(loop)[0] - before < 12
-

@@ -1,0 +1,1 @@
+"""Measurements: each a module to run, which prints a table and exits non-zero when it is over its limit."""
