@@ -17,6 +17,7 @@ from smqueue.errors import (
     UndecodableRecord,
     UnknownModule,
     WorkerKilled,
+    error_text,
 )
 from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id
@@ -123,15 +124,14 @@ class Drain:
         for one in machines:
             if one.claims > MAX_CLAIMS:
                 self._set_aside(one, WorkerKilled(one.claims - 1))
-        alone, *others = [one for one in machines if one.claims <= MAX_CLAIMS] or [None]
-        self.leases.release([self._lease(one) for one in others if one is not None])
-        for one in others:
-            if one is not None:
-                self.driver.run(runs.defer(self.keys, one.entry, one.machine.guard, 0, failed=False))
-        if alone is None:
+        left = [one for one in machines if one.claims <= MAX_CLAIMS]
+        self.leases.release([self._lease(one) for one in left[1:]])
+        for one in left[1:]:
+            self.driver.run(runs.defer(self.keys, one.entry, one.machine.guard, 0, failed=False))
+        if not left:
             return 0
         self._batch = 1  # what is given back comes next, one by one
-        return self._commit([alone], watched)
+        return self._commit(left[:1], watched)
 
     def _lease(self, one: Claimed) -> Lease:
         return Lease(self.keys, self.keys.schedule, one.entry, one.machine.guard)
@@ -225,8 +225,3 @@ class Drain:
         text = error_text(error)
         why = error if quarantine else None
         self.driver.run(runs.defer(self.keys, entry, guard, delay_ms, failed=failed, error=text, op=op, quarantine=why))
-
-
-def error_text(error: BaseException) -> str:
-    """``Type: message``, as it is shown everywhere; our errors name fields, never values of secret ones."""
-    return f"{type(error).__name__}: {error}"

@@ -28,6 +28,19 @@ class SmqueueError(Exception):
             return f"{text} {self.args!r}"
 
 
+ERROR_LIMIT = 2_000
+
+
+def error_text(error: BaseException) -> str:
+    """``Type: message``, as it is shown everywhere, whatever the error: bounded, encodable, and made without raising."""
+    try:
+        message = str(error)
+    except Exception as problem:  # the user's __str__
+        message = f"(its text cannot be made: {type(problem).__name__})"
+    text = f"{type(error).__name__}: {message}"
+    return text[:ERROR_LIMIT].encode("utf-8", "backslashreplace").decode()
+
+
 # --- definitions -----------------------------------------------------------------------------------------------------
 
 

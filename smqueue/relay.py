@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from smqueue.drivers.blocking import Blocking
 from smqueue.errors import (
@@ -146,7 +146,7 @@ class Relay:
 
     def _client(self, data: Mapping[str, Any]) -> Any:
         if data["kind"] == "client-add":
-            machines = [machine_from_json(self.instances, one) for one in data["machines"]]
+            machines = machines_from_json(self.instances, data["machines"])
             return self._add(self.keys, machines, data["id"], bool(data.get("exist_ok")))
         told = self.instances.signal(data["operation_id"], data["signal"], data["payload"], data.get("module"))
         delivered = self.driver.run(
@@ -192,6 +192,13 @@ class Relay:
         _, hint = self.driver.run(runs.outcome(self.keys, armed.entry, armed.kind, value))
         if hint:
             self.outbound.hint(self.keys.namespace, self.keys.shard)
+
+
+def machines_from_json(instances: Instances, machines: Any) -> list[StateMachine]:
+    """Machines as given in plain JSON; raises as ``machine_from_json``."""
+    if not isinstance(machines, list | tuple):
+        raise InvalidInput("machines", f"expected a list, got {type(machines).__name__}")
+    return [machine_from_json(instances, one) for one in cast("list[Any]", machines)]
 
 
 def machine_from_json(instances: Instances, data: Mapping[str, Any]) -> StateMachine:

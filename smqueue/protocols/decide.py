@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
+from smqueue.buffer import NeedRead
 from smqueue.instances import Instances
 from smqueue.keys import Keys
 from smqueue.roundtrip import Command, Steps, commit, read, time_us
 from smqueue.standing import TIME
-from smqueue.transaction import NeedRead, Transaction
+from smqueue.transaction import Transaction
 
 T = TypeVar("T")
 

@@ -8,8 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from smqueue.drain import error_text
-from smqueue.errors import HandlerTimeout, InvalidOutcome, TooLarge
+from smqueue.errors import HandlerTimeout, InvalidOutcome, TooLarge, error_text
 from smqueue.handlers import Handler
 from smqueue.keys import Keys, new_id, schedule_of
 from smqueue.leases import Lease

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
-from smqueue.drain import error_text
 from smqueue.drivers.channels import Channels
-from smqueue.errors import DefinitionError, SmqueueError
+from smqueue.errors import DefinitionError, SmqueueError, error_text
 from smqueue.handlers import Handler
 from smqueue.keys import Keys, new_id
 from smqueue.leases import Lease

@@ -11,10 +11,9 @@ from typing import Any
 from celery import Celery
 from celery.exceptions import Ignore
 
-from smqueue.drain import error_text
-from smqueue.errors import StoreRefused, StoreUnavailable, UnknownModule
+from smqueue.errors import StoreRefused, StoreUnavailable, UnknownModule, error_text
 from smqueue.protocols import runs
-from smqueue.relay import machine_from_json
+from smqueue.relay import machines_from_json
 from smqueue.retry import Failed
 from smqueue.worker.code import encoded, run_trigger
 from smqueue.worker.engine import Engine
@@ -82,7 +81,7 @@ def register(app: Any, engines: Engines) -> None:
     @app.task(name="smqueue.add", shared=False, ignore_result=False)
     def add(machines: Sequence[Mapping[str, Any]], exist_ok: bool = False, namespace: str | None = None) -> list[str]:
         engine = engines.get(namespace)
-        given = [machine_from_json(engine.instances, machine) for machine in machines]
+        given = machines_from_json(engine.instances, machines)
         return [str(machine) for machine in engine.executor.add_state_machines(given, exist_ok)]
 
     @app.task(name="smqueue.signal", shared=False, ignore_result=False)

@@ -33,7 +33,7 @@ NAMESPACE = "faults"
 """Each test has servers of its own."""
 ACTIVITIES = ("Assign seriousness", "Take in charge ticket", "Wait", "Resolve ticket", "Require upgrade", "Closed")
 LENGTHS = {2: 2, 3: 18, 4: 49, 5: 16, 6: 6, 7: 4, 9: 3, 14: 2}
-"""Events of a case → how many of 100 cases have as many: about as in the helpdesk log, 4.7 on average."""
+"""Events of a case → how many of 100 cases have as many: about as in the helpdesk log."""
 CHUNK = 50
 
 

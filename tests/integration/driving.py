@@ -1,8 +1,7 @@
 """Machines driven by a loop in the test's own process: the engine as a worker has it, without worker and broker.
 
-Nothing moves by itself: a test calls ``run`` (or ``until``), so that it says when transitions happen. Where a test needs
-something to happen between two round trips of a protocol, it gives the driver a hook.
-"""
+Nothing moves by itself: a test calls ``run`` (or ``until``), so that it says when transitions happen. Where a test
+needs something to happen between two round trips of a protocol, it gives the driver a hook."""
 
 from __future__ import annotations
 

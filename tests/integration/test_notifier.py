@@ -104,7 +104,7 @@ class Reader:
         return self.seen
 
 
-# --- one operation ---------------------------------------------------------------------------------------------------------
+# --- one operation ---------------------------------------------------------------------------------------------------
 
 
 def test_history_then_live(loop: Loop) -> None:
@@ -256,8 +256,8 @@ def test_rings_that_are_lost_delay_and_lose_nothing(loop: Loop, monkeypatch: pyt
 
 
 def test_nothing_is_missed_between_history_and_live(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A subscription is registered before its first look, and each look is by cursor: whatever happens around them is told
-    once, without waiting for a later look. (semantics 35, 36)"""
+    """A subscription is registered before its first look, and each look is by cursor: whatever happens around them
+    is told once, without waiting for a later look. (semantics 35, 36)"""
     loop.add("op", Counting(0))
     enter, read = Doorbell.__enter__, Subscription._read  # pyright: ignore[reportPrivateUsage]
 
@@ -307,7 +307,8 @@ def test_a_history_that_has_shrunk_is_reported(loop: Loop) -> None:
 
 
 def test_the_module_filter(loop: Loop) -> None:
-    """With ``module`` a subscriber is told of that instance only; sequences stay those of the operation. (semantics 38)"""
+    """With ``module`` a subscriber is told of that instance only; sequences stay those of the operation. (semantics
+    38)"""
     loop.add("op", Counting(0))
     loop.add("op", Idle(0))
     go(loop, "op")
@@ -326,11 +327,12 @@ def test_a_state_that_this_process_cannot_decode(loop: Loop, server: EmbeddedSer
     assert [(update.sequence, update.module, update.state) for update in seen] == [(0, "told", None), (1, "told", None)]
 
 
-# --- all operations --------------------------------------------------------------------------------------------------------
+# --- all operations --------------------------------------------------------------------------------------------------
 
 
 def test_all_is_live_only(loop: Loop) -> None:
-    """``subscribe_all`` tells what happens from now on, in all operations, the adding of a lone machine too. (semantics 37)"""
+    """``subscribe_all`` tells what happens from now on, in all operations, the adding of a lone machine too.
+    (semantics 37)"""
     loop.add("before", Counting(0))
     go(loop, "before")
     with loop.executor.notifier.subscribe_all(timeout=10) as updates:
@@ -354,8 +356,8 @@ def test_all_of_one_module(loop: Loop) -> None:
 
 
 def test_what_a_slow_subscriber_loses_it_is_told(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The updates kept are bounded; what a slower subscriber loses is reported with its number, once, and it goes on with
-    the later ones. (semantics 37)"""
+    """The updates kept are bounded; what a slower subscriber loses is reported with its number, once, and it goes
+    on with the later ones. (semantics 37)"""
     monkeypatch.setattr("smqueue.protocols.arming.UPDATES_KEPT", 100)
     with loop.executor.notifier.subscribe_all(timeout=1) as updates:
         loop.add("first", Counting(0))

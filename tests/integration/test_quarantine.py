@@ -45,7 +45,7 @@ def finishes(loop: Loop, op: str) -> None:
     assert [machine.state for machine, found in loop.executor.get_inactive_states(op) if found.terminal] == [Fine(7)]
 
 
-# --- handlers that fail ---------------------------------------------------------------------------------------------------
+# --- handlers that fail ----------------------------------------------------------------------------------------------
 
 
 def test_a_handler_that_raises_is_retried_then_quarantined(loop: Loop) -> None:
@@ -108,7 +108,8 @@ def test_a_quarantined_machine_stays_aside(loop: Loop) -> None:
 
 
 def test_retry_re_arms(loop: Loop) -> None:
-    """``retry`` takes a machine out of quarantine: the outcome that is recorded is run again, and now commits. (semantics 20)"""
+    """``retry`` takes a machine out of quarantine: the outcome that is recorded is run again, and now commits.
+    (semantics 20)"""
     loop.add("bad", Trying(1), Trying(2))
     loop.executor.signal("bad", word, "raise")
     loop.until(lambda: len(aside(loop)) == 1, "it to be set aside")
@@ -124,7 +125,8 @@ def test_retry_re_arms(loop: Loop) -> None:
 
 
 def test_what_fell_due_in_quarantine_goes_on_after_retry(loop: Loop) -> None:
-    """After ``retry``, and a handler that stays, the machine's other triggers run on at once: not an hour later. (semantics 20)"""
+    """After ``retry``, and a handler that stays, the machine's other triggers run on at once: not an hour later.
+    (semantics 20)"""
     loop.add("bad", Asking(1))
     loop.executor.signal("bad", word, "undecided")
     quarantined(loop, "bad")
@@ -139,7 +141,8 @@ def test_what_fell_due_in_quarantine_goes_on_after_retry(loop: Loop) -> None:
 
 
 def test_nothing_to_wait_for(loop: Loop) -> None:
-    """A handler that returns None with no trigger left: quarantined with NothingToWaitFor; nothing committed. (semantics 20)"""
+    """A handler that returns None with no trigger left: quarantined with NothingToWaitFor; nothing committed.
+    (semantics 20)"""
     from datetime import timedelta
 
     loop.add("bad", Bound(1, timedelta(milliseconds=1)))
@@ -154,14 +157,16 @@ def test_nothing_to_wait_for(loop: Loop) -> None:
 
 
 def test_a_write_that_would_fail_is_the_handlers_error(loop: Loop) -> None:
-    """A write that would fail inside EXEC is the handler's typed error, retried and quarantined; nothing is written. (semantics 20)"""
+    """A write that would fail inside EXEC is the handler's typed error, retried and quarantined; nothing is
+    written. (semantics 20)"""
     loop.add("bad", Bad("wrong kind"))
     assert quarantined(loop, "bad").last_error.startswith("WrongKind: ")
     assert loop.redis.get(loop.keys.data("faulty", "text")) is None
 
 
 def test_conflicts_never_quarantine(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose commits conflict for ever is given back with back-off, never set aside, and others go on. (semantics 20)"""
+    """A machine whose commits conflict for ever is given back with back-off, never set aside, and others go on.
+    (semantics 20)"""
     monkeypatch.setattr("smqueue.protocols.transition.MAX_ATTEMPTS", 3)
     loop.add("bad", Trying(1))
     loop.executor.signal("bad", word, "go")
@@ -182,7 +187,7 @@ def test_conflicts_never_quarantine(loop: Loop, monkeypatch: pytest.MonkeyPatch)
     assert aside(loop) == {}
 
 
-# --- handlers that take their worker with them, or never return ---------------------------------------------------------
+# --- handlers that take their worker with them, or never return ------------------------------------------------------
 
 
 def worker(server: EmbeddedServer, namespace: str, *options: str) -> Worker:
@@ -244,7 +249,7 @@ def test_a_handler_that_cannot_be_interrupted_is_quarantined(
         one.kill()  # its threads would never let it end
 
 
-# --- records that cannot be read -----------------------------------------------------------------------------------------
+# --- records that cannot be read -------------------------------------------------------------------------------------
 
 Spoil = Callable[[Loop, Any], None]
 
@@ -293,7 +298,8 @@ SPOILT = {
 
 @pytest.mark.parametrize("how", list(SPOILT))
 def test_garbage_is_set_aside(loop: Loop, caplog: pytest.LogCaptureFixture, how: str) -> None:
-    """A record that cannot be decoded is set aside and reported; nothing else stops, and nothing of it is lost. (semantics 32)"""
+    """A record that cannot be decoded is set aside and reported; nothing else stops, and nothing of it is lost.
+    (semantics 32)"""
     loop.add("bad", Trying(1))
     placed, stored = loop.placed("bad", Trying(1)), loop.stored("bad", Trying(1))
     SPOILT[how](loop, placed)
@@ -369,7 +375,8 @@ def test_retry_of_what_is_still_garbage(loop: Loop, raw: bytes) -> None:
 
 
 def test_garbage_beside_others_of_its_operation(loop: Loop) -> None:
-    """The other machines of the operation of a garbled record go on; one can be added, and they are told of. (semantics 32)"""
+    """The other machines of the operation of a garbled record go on; one can be added, and they are told of.
+    (semantics 32)"""
     loop.add("bad", Trying(1))
     active_value(b"garbage")(loop, loop.placed("bad", Trying(1)))
     loop.add("bad", Trying(2))

@@ -94,7 +94,7 @@ def moves(loop: Loop) -> int:
     return int(loop.redis.get(loop.keys.data("walk", "moves")) or 0)
 
 
-# --- A → A, A → B → A ----------------------------------------------------------------------------------------------------
+# --- A → A, A → B → A ------------------------------------------------------------------------------------------------
 
 
 def test_a_to_a_is_a_new_step_with_fresh_timers(loop: Loop) -> None:
@@ -113,7 +113,8 @@ def test_a_to_a_is_a_new_step_with_fresh_timers(loop: Loop) -> None:
 
 
 def test_a_to_a_counts_visits(loop: Loop) -> None:
-    """A→A: the inactive record counts how often the state was left, and is there while the state is active. (semantics 24)"""
+    """A→A: the inactive record counts how often the state was left, and is there while the state is active.
+    (semantics 24)"""
     (machine,) = loop.add("op", Here("x"))
     for visits in (1, 2, 3):
         send(loop, "here x")
@@ -126,7 +127,8 @@ def test_a_to_a_counts_visits(loop: Loop) -> None:
 
 
 def test_a_visit_that_is_over_cannot_act_on_the_next(loop: Loop) -> None:
-    """A→A: a deadline of an earlier visit that was claimed and not applied is nothing to the present one. (semantics 24)"""
+    """A→A: a deadline of an earlier visit that was claimed and not applied is nothing to the present one.
+    (semantics 24)"""
     loop.add("op", Here("x"))
     old = loop.stored("op", Here("x"))
     send(loop, "here x")
@@ -165,7 +167,8 @@ def test_first_and_last_times_of_a_state_visited_twice(loop: Loop) -> None:
 
 
 def test_adding_a_state_that_was_re_entered_is_refused(loop: Loop) -> None:
-    """A state that is active again after it was inactive exists, like any other, and the first add knows itself. (semantics 25)"""
+    """A state that is active again after it was inactive exists, like any other, and the first add knows itself.
+    (semantics 25)"""
     loop.add("op", Here("x"))
     send(loop, "there x")
     send(loop, "here x")
@@ -174,11 +177,12 @@ def test_adding_a_state_that_was_re_entered_is_refused(loop: Loop) -> None:
     assert again == active.machine_id
 
 
-# --- into a terminal state that is there -------------------------------------------------------------------------------
+# --- into a terminal state that is there -----------------------------------------------------------------------------
 
 
 def test_two_machines_end_in_one_terminal_state(loop: Loop) -> None:
-    """Into a terminal state already there: one record, visits counted, first times and first machine kept. (semantics 26)"""
+    """Into a terminal state already there: one record, visits counted, first times and first machine kept.
+    (semantics 26)"""
     one, two = loop.add("op", Here("1"), Here("2"))
     send(loop, "end x", one)
     first = inactive(loop)[End("x")]
@@ -222,7 +226,7 @@ def test_two_that_end_in_one_terminal_state_at_the_same_time(
     assert (found.visits, found.machine_id) == (2, two)
 
 
-# --- merging -----------------------------------------------------------------------------------------------------------
+# --- merging ---------------------------------------------------------------------------------------------------------
 
 
 def check_merged(loop: Loop, gone: str, going_on: str) -> None:
@@ -246,7 +250,8 @@ def check_ends_once(loop: Loop) -> None:
 
 
 def test_one_after_the_other_merges(loop: Loop) -> None:
-    """A machine that reaches an active state ends there; the one that was there goes on, with its timers. (semantics 27)"""
+    """A machine that reaches an active state ends there; the one that was there goes on, with its timers.
+    (semantics 27)"""
     one, two = loop.add("op", Here("1"), Here("2"))
     send(loop, "there x", one)
     armed = loop.stored("op", There("x"))
@@ -270,7 +275,8 @@ def test_two_of_one_group_merge(loop: Loop) -> None:
 
 
 def test_two_merge_at_the_same_time(loop: Loop, server: EmbeddedServer, namespace: str) -> None:
-    """One that arrives between another's look and its commit goes on; the other looks again and merges. (semantics 27)"""
+    """One that arrives between another's look and its commit goes on; the other looks again and merges. (semantics
+    27)"""
     one, two = loop.add("op", Here("1"), Here("2"))
     other = Loop(server.url, namespace, {"walk": walk})
     loop.executor.signal("op", go, "there x", machine=one)
@@ -308,7 +314,8 @@ def test_merging_while_the_other_leaves(loop: Loop, server: EmbeddedServer, name
 
 
 def test_many_merge_under_two_drains(loop: Loop, server: EmbeddedServer, namespace: str) -> None:
-    """However two drains share the work: of 40 machines that reach one state, one goes on and 39 merged. (semantics 27)"""
+    """However two drains share the work: of 40 machines that reach one state, one goes on and 39 merged. (semantics
+    27)"""
     machines = loop.add("op", *[Here(str(n)) for n in range(40)])
     drains = [Loop(server.url, namespace, {"walk": walk}) for _ in range(2)]
     threads = [
@@ -340,7 +347,7 @@ def test_machines_of_two_operations_do_not_merge(loop: Loop) -> None:
     assert loop.active("op") == loop.active("other") == [There("x")]
 
 
-# --- spawning what is left -----------------------------------------------------------------------------------------------
+# --- spawning what is left -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("to", ["twin x", "shadow x"])

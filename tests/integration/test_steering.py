@@ -124,7 +124,7 @@ def state_of(loop: Loop, op: str) -> dict[Any, Any]:
     }
 
 
-# --- pause ---------------------------------------------------------------------------------------------------------------
+# --- pause -----------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_of_a_paused_operation_commits(loop: Loop) -> None:
@@ -167,7 +167,8 @@ def test_a_transition_under_way_does_not_commit(loop: Loop) -> None:
 
 
 def test_a_handler_that_runs_while_pause_returns_does_not_commit(loop: Loop) -> None:
-    """A handler that was running when ``pause`` returned comes to nothing, and runs again after the resume. (semantics 20)"""
+    """A handler that was running when ``pause`` returned comes to nothing, and runs again after the resume.
+    (semantics 20)"""
     loop.add("op", Waiting(1))
     running, paused = threading.Event(), threading.Event()
     during.append(lambda: (running.set(), paused.wait(20)))
@@ -187,7 +188,8 @@ def test_a_handler_that_runs_while_pause_returns_does_not_commit(loop: Loop) -> 
 
 @pytest.mark.parametrize("by", ["class", "name", "module"])
 def test_pausing_a_module_or_a_state_type(loop: Loop, by: str) -> None:
-    """A module, or one state type of it, is paused over all operations; others go on; resuming lets all of it go. (semantics 20)"""
+    """A module, or one state type of it, is paused over all operations; others go on; resuming lets all of it go.
+    (semantics 20)"""
     how: dict[str, Any] = {"class": {"state": Waiting}, "name": {"module": "steered", "state": "Waiting"}}.get(
         by, {"module": "steered"}
     )
@@ -270,11 +272,12 @@ def test_what_can_be_paused(loop: Loop, server: EmbeddedServer, namespace: str) 
     loop.executor.resume("never paused")
 
 
-# --- cancel --------------------------------------------------------------------------------------------------------------
+# --- cancel ----------------------------------------------------------------------------------------------------------
 
 
 def test_cancel_ends_all(loop: Loop) -> None:
-    """Every active machine ends: inactive, marked with the reason, in the history; nothing armed is left. (semantics 23)"""
+    """Every active machine ends: inactive, marked with the reason, in the history; nothing armed is left.
+    (semantics 23)"""
     machines = loop.add("op", *[Waiting(n) for n in range(250)], Racing(1))
     loop.run()
     assert loop.executor.cancel("op", "no stock") == 251
@@ -299,7 +302,8 @@ def test_cancel_ends_all(loop: Loop) -> None:
 
 
 def test_a_lone_machine_is_cancelled_with_its_first_entry(loop: Loop) -> None:
-    """Cancelling a machine that nothing has happened to yet leaves its adding and its end in the history. (semantics 36)"""
+    """Cancelling a machine that nothing has happened to yet leaves its adding and its end in the history.
+    (semantics 36)"""
     (machine,) = loop.add("op", Waiting(1))
     loop.executor.cancel("op")
     assert [(u.machine_id, u.step, u.terminal, u.cancelled) for u in loop.history("op")] == [
@@ -327,7 +331,8 @@ def test_cancel_tells_those_who_wait(loop: Loop) -> None:
 
 
 def test_a_transition_under_way_does_not_survive_cancel(loop: Loop) -> None:
-    """A transition between its look and its EXEC fails when its operation is cancelled: nothing of it commits. (semantics 18)"""
+    """A transition between its look and its EXEC fails when its operation is cancelled: nothing of it commits.
+    (semantics 18)"""
     loop.add("op", Waiting(1))
     loop.executor.signal("op", go, "other")
     loop.driver.before_commit(lambda: loop.executor.cancel("op", "too late"))
@@ -356,7 +361,8 @@ def test_cancel_ends_what_enters_meanwhile(loop: Loop) -> None:
 
 
 def test_cancel_of_children(loop: Loop) -> None:
-    """With ``children`` the operations that its transitions have started are cancelled, theirs too; else they go on. (semantics 18)"""
+    """With ``children`` the operations that its transitions have started are cancelled, theirs too; else they go
+    on. (semantics 18)"""
     for children in (False, True):
         loop.executor.add_state_machines([StateMachine("op", Waiting(int(children)))])
         if not children:
@@ -429,7 +435,8 @@ def test_pausing_and_resuming_leave_a_cancel_alone(loop: Loop, what: str) -> Non
 
 
 def test_children_of_an_interrupted_cancel(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the caller of a cancel with children dies half-way, a worker finishes it for the children, too. (semantics 5)"""
+    """When the caller of a cancel with children dies half-way, a worker finishes it for the children, too.
+    (semantics 5)"""
     loop.add("op", Waiting(0))
     loop.executor.signal("op", go, "children")
     loop.run()
@@ -462,12 +469,12 @@ def test_a_quarantined_and_a_paused_machine_can_be_cancelled(loop: Loop) -> None
     assert loop.redis.get(loop.keys.control("op")) is None
 
 
-# --- explain -------------------------------------------------------------------------------------------------------------
+# --- explain ---------------------------------------------------------------------------------------------------------
 
 
 def test_explain_says_why(loop: Loop) -> None:
-    """Each armed trigger, since when, deadline, next run, attempts, last error; buffered signals, also of names that nobody
-    waits for; the past. (semantics 15)"""
+    """Each armed trigger, since when, deadline, next run, attempts, last error; buffered signals, also of names
+    that nobody waits for; the past. (semantics 15)"""
     (machine,) = loop.add("op", Racing(1))
     loop.executor.signal("op", unheard)
     loop.executor.signal("op", unheard)

@@ -101,7 +101,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-# --- no server -----------------------------------------------------------------------------------------------------------
+# --- no server -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", list(CALLS))
@@ -122,8 +122,8 @@ def test_building_needs_no_server() -> None:
 
 
 def test_a_server_that_goes_and_comes_back(tmp_path: Path) -> None:
-    """While the server is away calls are StoreUnavailable; once it is back the same executor works, and nothing that was
-    acknowledged is gone. (semantics 5)"""
+    """While the server is away calls are StoreUnavailable; once it is back the same executor works, and nothing
+    that was acknowledged is gone. (semantics 5)"""
     with tempfile.TemporaryDirectory(prefix="smq") as data, EmbeddedServer(Path(data), fsync="always") as server:
         executor = executor_at(server.url)
         CALLS["add"](executor)
@@ -136,7 +136,7 @@ def test_a_server_that_goes_and_comes_back(tmp_path: Path) -> None:
         executor.cancel("op")
 
 
-# --- a server that refuses -------------------------------------------------------------------------------------------------
+# --- a server that refuses -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,8 @@ def locked() -> Iterator[EmbeddedServer]:
 @pytest.mark.parametrize("call", list(CALLS))
 @pytest.mark.parametrize("given", ["none", "wrong"])
 def test_a_wrong_password(locked: EmbeddedServer, call: str, given: str) -> None:
-    """With no or a wrong password every call is StoreRefused, in one line that says to check it and does not show it."""
+    """With no or a wrong password every call is StoreRefused, in one line that says to check it and does not show
+    it."""
     url = f"unix://{'' if given == 'none' else ':guess@'}{locked.socket_path}?db=0"
     with raises(StoreRefused) as lines:
         CALLS[call](executor_at(url))
@@ -247,7 +248,8 @@ def test_no_url_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_workers_keep_trying_and_say_so_once(server: EmbeddedServer, namespace: str) -> None:
-    """A worker whose state server is away says so once, keeps trying, says once that it is back, and goes on. (semantics 5)"""
+    """A worker whose state server is away says so once, keeps trying, says once that it is back, and goes on.
+    (semantics 5)"""
     with tempfile.TemporaryDirectory(prefix="smq") as data, EmbeddedServer(Path(data), fsync="always") as state:
         env = {"TEST_BROKER_URL": server.broker_url, "TEST_STATE_URL": state.url, "TEST_NAMESPACE": namespace}
         env |= {"TEST_QUEUE": namespace, "TEST_DIR": data}
@@ -274,7 +276,7 @@ def test_workers_keep_trying_and_say_so_once(server: EmbeddedServer, namespace: 
             assert "Traceback" not in one.output
 
 
-# --- definitions ---------------------------------------------------------------------------------------------------------
+# --- definitions -----------------------------------------------------------------------------------------------------
 
 
 def test_one_id_twice() -> None:

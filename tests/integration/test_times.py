@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -101,10 +100,10 @@ def polled(tx: Transaction, state: Polling, found: int) -> Ended | None:
 
 
 @pytest.fixture
-def loop(server: EmbeddedServer, namespace: str) -> Iterator[Loop]:
+def loop(server: EmbeddedServer, namespace: str) -> Loop:
     during.clear()
     polls.clear()
-    yield Loop(server.url, namespace, {"clocks": clocks})
+    return Loop(server.url, namespace, {"clocks": clocks})
 
 
 def how(loop: Loop, op: str = "op") -> list[str]:
@@ -118,11 +117,12 @@ def redis_now(loop: Loop) -> datetime:
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros)
 
 
-# --- what is terminal ------------------------------------------------------------------------------------------------------
+# --- what is terminal ------------------------------------------------------------------------------------------------
 
 
 def test_terminal_is_what_is_marked_so(loop: Loop) -> None:
-    """A machine that enters a state marked terminal has ended: no active record, no guard, no schedule entry. (semantics 21)"""
+    """A machine that enters a state marked terminal has ended: no active record, no guard, no schedule entry.
+    (semantics 21)"""
     loop.add("op", Waiting(1))
     loop.executor.signal("op", ping, "done")
     loop.settle("op")
@@ -134,7 +134,8 @@ def test_terminal_is_what_is_marked_so(loop: Loop) -> None:
 
 
 def test_passed_through_or_finished(loop: Loop) -> None:
-    """An inactive record says whether a machine passed through its state or finished in it, and who won. (semantics 23)"""
+    """An inactive record says whether a machine passed through its state or finished in it, and who won. (semantics
+    23)"""
     (machine,) = loop.add("op", Waiting(1))
     for what in ("rung", "done"):
         loop.executor.signal("op", ping, what)
@@ -148,7 +149,7 @@ def test_passed_through_or_finished(loop: Loop) -> None:
     assert {past.machine_id for past in found.values()} == {machine}
 
 
-# --- the times of records -------------------------------------------------------------------------------------------------
+# --- the times of records --------------------------------------------------------------------------------------------
 
 
 def test_times_chain(loop: Loop) -> None:
@@ -171,7 +172,8 @@ def test_times_chain(loop: Loop) -> None:
 
 
 def test_the_clock_is_the_servers(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times and deadlines are by Redis's clock: a worker whose own is a day ahead or behind changes nothing. (semantics 22)"""
+    """Times and deadlines are by Redis's clock: a worker whose own is a day ahead or behind changes nothing.
+    (semantics 22)"""
     real = time.time
     for off in (DAY_S, -DAY_S):
         op = f"op{off}"
@@ -190,11 +192,12 @@ def test_the_clock_is_the_servers(loop: Loop, monkeypatch: pytest.MonkeyPatch) -
         assert all(before <= update.at <= after_it for update in loop.history(op))
 
 
-# --- deadlines -----------------------------------------------------------------------------------------------------------
+# --- deadlines -------------------------------------------------------------------------------------------------------
 
 
 def test_a_deadline_is_fixed_at_entering(loop: Loop) -> None:
-    """A deadline is absolute from the entering on: neither ``None``, nor new workers, nor interruptions move it. (semantics 24)"""
+    """A deadline is absolute from the entering on: neither ``None``, nor new workers, nor interruptions move it.
+    (semantics 24)"""
     loop.add("op", Waiting(1))
     due = loop.stored("op", Waiting(1)).armed["waited"]
     for _ in range(3):
@@ -209,7 +212,8 @@ def test_a_deadline_is_fixed_at_entering(loop: Loop) -> None:
 
 
 def test_a_deadline_fires_with_nobody_up_at_its_time(loop: Loop) -> None:
-    """A deadline that passes while no worker runs counts as completed at its time, and fires once one does. (semantics 15, 24)"""
+    """A deadline that passes while no worker runs counts as completed at its time, and fires once one does.
+    (semantics 15, 24)"""
     loop.add("op", Waiting(1, timedelta(milliseconds=5)))
     due = loop.stored("op", Waiting(1, timedelta(milliseconds=5))).armed["waited"]
     assert isinstance(due, int)
@@ -261,7 +265,8 @@ def test_a_signal_before_the_deadline_wins_however_late_it_is_noticed(loop: Loop
 
 
 def test_a_signal_during_a_handler_that_stays_does_not_beat_a_passed_deadline(loop: Loop) -> None:
-    """One that comes after the deadline, while the handler of an earlier one still runs and then stays, does not win. (semantics 15)"""
+    """One that comes after the deadline, while the handler of an earlier one still runs and then stays, does not
+    win. (semantics 15)"""
     patience = timedelta(milliseconds=100)
     loop.add("op", Waiting(1, patience))
     due = loop.stored("op", Waiting(1, patience)).armed["waited"]
@@ -295,7 +300,8 @@ def test_a_buffered_signal_before_the_deadline_wins(loop: Loop) -> None:
 
 
 def test_a_deadline_whose_handler_stays_is_spent(loop: Loop) -> None:
-    """A deadline handler that returns None has had its turn: it never fires again, and the later one still does. (semantics 15)"""
+    """A deadline handler that returns None has had its turn: it never fires again, and the later one still does.
+    (semantics 15)"""
     state = Reminded(timedelta(milliseconds=5), timedelta(milliseconds=150))
     loop.add("op", state)
     loop.until(lambda: list(loop.stored("op", state).armed) == ["over"], "the first to be spent")
@@ -337,7 +343,7 @@ def test_losers_are_kept(loop: Loop) -> None:
     loop.executor.signal("op", ping, "done")
     loop.settle("op")
     explained = loop.executor.explain("op")
-    past = dict((machine.state, found) for machine, found in explained.past)[Waiting(1)]
+    past = {machine.state: found for machine, found in explained.past}[Waiting(1)]
     assert past.won == "pinged"
     assert past.losers is not None
     assert past.losers["waited"]["kind"] == "deadline"

@@ -153,7 +153,7 @@ def entries(loop: Loop) -> dict[bytes, float]:
     return dict(loop.redis.zrange(loop.keys.schedule, 0, -1, withscores=True))
 
 
-# --- what a worker cannot run -------------------------------------------------------------------------------------------
+# --- what a worker cannot run ----------------------------------------------------------------------------------------
 
 
 def test_a_newer_record_is_left_for_newer_code(releases: Releases, caplog: pytest.LogCaptureFixture) -> None:
@@ -186,7 +186,8 @@ def test_a_newer_record_is_left_for_newer_code(releases: Releases, caplog: pytes
 
 
 def test_an_unknown_module_is_left_for_who_has_it(releases: Releases, caplog: pytest.LogCaptureFixture) -> None:
-    """A machine of a module that a worker lacks is left due, however often it looks; one that has it runs it. (semantics 32)"""
+    """A machine of a module that a worker lacks is left due, however often it looks; one that has it runs it.
+    (semantics 32)"""
     code = release(1)
     lacking, having = releases.of(code), releases.of(None, elsewhere=elsewhere)
     having.add("op", Sleeping(1))
@@ -239,7 +240,7 @@ def test_older_code_may_not_move_a_newer_record(releases: Releases) -> None:
     assert old.executor.cancel("op", "no use") == 2
 
 
-# --- migration -----------------------------------------------------------------------------------------------------------
+# --- migration -------------------------------------------------------------------------------------------------------
 
 
 def migrated(releases: Releases) -> tuple[Loop, Code, str]:
@@ -251,7 +252,8 @@ def migrated(releases: Releases) -> tuple[Loop, Code, str]:
 
 
 def test_an_older_record_is_migrated(releases: Releases) -> None:
-    """Newer code reads older records by way of its migration: queries, updates, explain and handlers see the new form. (semantics 32)"""
+    """Newer code reads older records by way of its migration: queries, updates, explain and handlers see the new
+    form. (semantics 32)"""
     loop, code, machine = migrated(releases)
     new = code.ticket("Ann", "Lee")
     assert loop.active("op") == [new]
@@ -267,7 +269,8 @@ def test_an_older_record_is_migrated(releases: Releases) -> None:
 
 
 def test_identity_is_compared_after_migration(releases: Releases) -> None:
-    """The migrated form of a record is the same machine: adding it says that it exists, active or inactive. (semantics 13)"""
+    """The migrated form of a record is the same machine: adding it says that it exists, active or inactive.
+    (semantics 13)"""
     loop, code, machine = migrated(releases)
     new = StateMachine("op", code.ticket("Ann", "Lee"))
     with pytest.raises(StateAlreadyExists):
@@ -281,7 +284,8 @@ def test_identity_is_compared_after_migration(releases: Releases) -> None:
 
 
 def test_entering_a_state_that_is_stored_in_its_older_form(releases: Releases) -> None:
-    """A→A of a record of an older version leaves the old form and enters the new: one machine, one active record. (semantics 24)"""
+    """A→A of a record of an older version leaves the old form and enters the new: one machine, one active record.
+    (semantics 24)"""
     loop, code, machine = migrated(releases)
     loop.executor.signal("op", code.go, "same")
     loop.run()
@@ -324,8 +328,8 @@ def test_a_migration_that_raises_sets_the_record_aside(releases: Releases) -> No
 
 
 def test_a_new_defaulted_field_needs_no_bump(releases: Releases) -> None:
-    """A record stored before a field with a default was added is the state with that default: it loads, and adding it says
-    that it exists. (semantics 13)"""
+    """A record stored before a field with a default was added is the state with that default: it loads, and adding
+    it says that it exists. (semantics 13)"""
     before, now = release(2), release(2, extra=True)
     releases.of(before).add("op", before.ticket("Ann", "Lee"))
     loop = releases.of(now)
@@ -356,8 +360,8 @@ def test_a_history_across_versions(releases: Releases) -> None:
 
 @pytest.mark.parametrize("newer", ["migrated", "with a new field"])
 def test_visits_in_both_forms_are_one_record(releases: Releases, newer: str) -> None:
-    """A state that was left in its older form, and is visited and left again in the newer one, has one inactive record that
-    counts both visits. (semantics 25)"""
+    """A state that was left in its older form, and is visited and left again in the newer one, has one inactive
+    record that counts both visits. (semantics 25)"""
     before = release(1) if newer == "migrated" else release(2)
     code = release(2, extra=newer != "migrated")
     old = releases.of(before)

@@ -113,11 +113,12 @@ def heard(loop: Loop, n: int) -> list[str]:
     return [raw.decode() for raw in loop.redis.lrange(loop.keys.data("room", f"heard-{n}"), 0, -1)]
 
 
-# --- being noticed -------------------------------------------------------------------------------------------------------
+# --- being noticed ---------------------------------------------------------------------------------------------------
 
 
 def test_a_new_machine_is_noticed_at_once(loop: Loop, server: EmbeddedServer, namespace: str) -> None:
-    """A new machine with something to do is taken up at once, also under steady traffic, which starves nobody. (semantics 29)"""
+    """A new machine with something to do is taken up at once, also under steady traffic, which starves nobody.
+    (semantics 29)"""
     busy = Loop(server.url, namespace, {"faulty": faulty.faulty})
     stop = threading.Event()
 
@@ -164,7 +165,8 @@ def test_each_is_noticed_by_one_of_several_workers(server: EmbeddedServer, names
 
 
 def test_adding_makes_due_what_is_to_do(loop: Loop) -> None:
-    """What has something to do is due in the very commit that adds it, and the hint goes out once; what waits is not. (semantics 29)"""
+    """What has something to do is due in the very commit that adds it, and the hint goes out once; what waits is
+    not. (semantics 29)"""
     loop.add("waits", Sitting(1))
     assert loop.sent.hints == 0
     loop.add("runs", Instant(1))
@@ -230,7 +232,7 @@ def spent(loop: Loop) -> tuple[int, int]:
     return calls, loop.redis.info("stats")["total_net_output_bytes"]
 
 
-# --- queries ---------------------------------------------------------------------------------------------------------------
+# --- queries ---------------------------------------------------------------------------------------------------------
 
 
 def test_queries_work_before_any_worker(loop: Loop) -> None:
@@ -270,7 +272,7 @@ def test_queries_are_streamed(loop: Loop) -> None:
         assert len({machine.state for machine, _ in found}) == 1_499
 
 
-# --- waiting for states ----------------------------------------------------------------------------------------------------
+# --- waiting for states ----------------------------------------------------------------------------------------------
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object], *, subscribed: bool) -> list[float]:
@@ -318,7 +320,8 @@ def test_it_is_so_already(loop: Loop, monkeypatch: pytest.MonkeyPatch, what: str
 def test_nothing_is_missed_before_the_waiter_is_registered(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """A waiter registers before the look that counts: what happens just before it does is seen by that look. (semantics 35)"""
+    """A waiter registers before the look that counts: what happens just before it does is seen by that look.
+    (semantics 35)"""
     loop.add("op", Instant(1))
     waits = meanwhile(monkeypatch, lambda: loop.settle("op"), subscribed=False)
     WAITS[what](loop)
@@ -337,8 +340,8 @@ def test_nothing_is_missed_after_the_waiter_is_registered(
 
 
 def test_a_short_lived_state_is_not_missed(loop: Loop) -> None:
-    """``await_active_state`` returns if the state has been entered at any time, however short it was; it tells when and by
-    whom. (semantics 34)"""
+    """``await_active_state`` returns if the state has been entered at any time, however short it was; it tells when
+    and by whom. (semantics 34)"""
     (machine,) = loop.add("op", Sitting(1))
     created = next(loop.executor.get_active_states("op"))[1].created_at
     loop.executor.signal("op", call, "instant")
@@ -401,7 +404,8 @@ def test_machines_wait_for_other_operations(loop: Loop) -> None:
 
 
 def test_a_ring_between_look_and_parking_is_heard(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``finished`` waits for may end between the look and the parking of the entry: it looks again at once. (semantics 35)"""
+    """What ``finished`` waits for may end between the look and the parking of the entry: it looks again at once.
+    (semantics 35)"""
     from smqueue.protocols import runs
 
     loop.add("late", Sitting(1))
@@ -419,7 +423,7 @@ def test_a_ring_between_look_and_parking_is_heard(loop: Loop, monkeypatch: pytes
     loop.until(lambda: not loop.executor.has_active_states("join"), "it to have joined", timeout_s=5)
 
 
-# --- signals ---------------------------------------------------------------------------------------------------------------
+# --- signals ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_one_that_has_waited_longest_gets_it(loop: Loop) -> None:
@@ -451,7 +455,8 @@ def test_early_signals_are_taken_in_order(loop: Loop) -> None:
 
 
 def test_a_signal_between_look_and_commit_is_not_lost(loop: Loop) -> None:
-    """A signal that comes between the look and the commit of a handler that stays, or of one that enters, is taken. (semantics 35)"""
+    """A signal that comes between the look and the commit of a handler that stays, or of one that enters, is taken.
+    (semantics 35)"""
     loop.add("op", Sitting(1))
     for n, word in enumerate(("stay", "move")):
         loop.executor.signal("op", call, word)
@@ -463,7 +468,8 @@ def test_a_signal_between_look_and_commit_is_not_lost(loop: Loop) -> None:
 
 
 def test_signals_for_one_machine(loop: Loop) -> None:
-    """With ``machine=`` it is for that one only: one that waits behind others, or that does not wait yet. (semantics 29)"""
+    """With ``machine=`` it is for that one only: one that waits behind others, or that does not wait yet.
+    (semantics 29)"""
     one, two = loop.add("op", Sitting(1), Sitting(2))
     assert loop.executor.signal("op", call, "stay two", machine=two).value == "DELIVERED"
     loop.run()
@@ -490,7 +496,8 @@ def test_a_signal_id_counts_once(loop: Loop) -> None:
 
 
 def test_a_finished_operation_takes_no_signal(loop: Loop) -> None:
-    """A signal to an operation that has finished is OperationFinished; one to an operation never started is kept. (semantics 34)"""
+    """A signal to an operation that has finished is OperationFinished; one to an operation never started is kept.
+    (semantics 34)"""
     loop.add("op", Instant(1))
     loop.settle("op")
     with pytest.raises(OperationFinished) as caught:
@@ -500,7 +507,8 @@ def test_a_finished_operation_takes_no_signal(loop: Loop) -> None:
 
 
 def test_the_inbox_is_bounded(loop: Loop) -> None:
-    """1,000 early signals of one name are kept, for 7 days; the next is InboxFull, and others' are not affected. (semantics 29)"""
+    """1,000 early signals of one name are kept, for 7 days; the next is InboxFull, and others' are not affected.
+    (semantics 29)"""
     for n in range(1_000):
         loop.executor.signal("op", call, f"stay {n}")
     with pytest.raises(InboxFull) as caught:
@@ -515,7 +523,7 @@ def test_the_inbox_is_bounded(loop: Loop) -> None:
     assert loop.executor.signal("op", call, "there is room again", id="x").value in {"BUFFERED", "DELIVERED"}
 
 
-# --- each module its own ----------------------------------------------------------------------------------------------------
+# --- each module its own ---------------------------------------------------------------------------------------------
 
 
 def test_instances_see_only_their_own(server: EmbeddedServer, namespace: str) -> None:
@@ -538,7 +546,8 @@ def test_instances_see_only_their_own(server: EmbeddedServer, namespace: str) ->
 
 
 def test_a_module_cannot_reach_records(loop: Loop) -> None:
-    """A module's keys are below its own prefix, whatever they are called, and ``tx.shared`` refuses smqueue's records. (semantics 38)"""
+    """A module's keys are below its own prefix, whatever they are called, and ``tx.shared`` refuses smqueue's
+    records. (semantics 38)"""
     from smqueue.errors import InvalidKey
 
     wild = ["../x", "a:b", "{x}", "*", "é\n\0", f"{loop.keys.schedule}"]
