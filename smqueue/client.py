@@ -21,7 +21,7 @@ from smqueue.notifier import Feed, Notifier, Subscription
 from smqueue.protocols import others, requests
 from smqueue.protocols.signal import Delivery
 from smqueue.queries import ActiveState, InactiveState, MachineId, active_state, inactive_state
-from smqueue.records import Active, Field, compact
+from smqueue.records import Active, Field
 from smqueue.schemas import canonical
 from smqueue.standing import parse_inactive
 from smqueue.states import check_name, check_operation_id
@@ -136,8 +136,8 @@ class Client:
         """Leave a request, and wait for the answer."""
         request_id = new_id()
         try:
-            size = len(compact(data).encode())
-        except (TypeError, ValueError) as error:  # a lone surrogate is a ValueError too
+            size = len(json.dumps(data, allow_nan=False))
+        except (TypeError, ValueError) as error:
             raise InvalidInput("payload" if "payload" in data else "machines", f"not JSON: {error}") from None
         if size > (REQUEST_LIMIT if "machines" in data else PAYLOAD_LIMIT + 4096):
             raise TooLarge("request", size, REQUEST_LIMIT if "machines" in data else PAYLOAD_LIMIT)

@@ -191,7 +191,7 @@ class Drain:
             case CommitFailed():  # bad luck is no fault: never a reason to set a machine aside
                 self._defer(one.entry, one.machine.guard, one.machine.op, error, delay_ms=Retry().jittered_ms(1))
             case StoreUnavailable() | StoreRefused() | LostReply():  # the leases run out, and all of it is due again
-                log.warning("%s", error)
+                log.debug("%s", error)  # the worker's pump says so, once
             case _:
                 retry = one.placed.type.module.retry
                 failures = one.attempts + 1

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from smqueue.cancelling import cancel_all
 from smqueue.deployment import Deployment
 from smqueue.drivers.doorbell import wait_for
 from smqueue.errors import AmbiguousModule, InvalidInput, UnknownModule
@@ -299,18 +300,8 @@ class Executor:
         Returns:
             How many machines were ended.
         """
-        return self._cancel(check_operation_id(operation_id), reason or "", children, set())
-
-    def _cancel(self, op: str, reason: str, children: bool, done: set[str]) -> int:
-        if op in done:
-            return 0
-        done.add(op)
-        keys, driver = self._deployment.keys(op), self._deployment.driver
-        driver.run(control.begin_cancel(keys, op, reason))
-        ended = driver.run(control.cancel(keys, op, new_id(), self.instances.longest_keep()))
-        for child in driver.command("SMEMBERS", keys.children(op)) if children else ():
-            ended += self._cancel(child.decode(), reason, children, done)
-        return ended
+        keys = self._deployment.keys(check_operation_id(operation_id))
+        return cancel_all(self._deployment.driver, self.instances, keys, operation_id, reason or "", children)
 
     def pause(
         self, operation_id: str | None = None, *, module: str | None = None, state: type[State] | str | None = None

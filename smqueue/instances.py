@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, dataclass, fields
+from dataclasses import Field as DataclassField
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -191,6 +192,13 @@ class Instances:
         field = prefix + spelled
         return Placed(op, instance.id, state_type, state, field, digest(op, field), older)
 
+    def current(self, placed: Placed) -> Placed:
+        """A loaded record as this code would store it, where that may differ: fields were added, or migrated."""
+        known = placed.type
+        if not known.migrations and not any(has_default(one) for one in fields(cast("Any", known.cls))):
+            return placed
+        return self.place_state(placed.op, self.get(placed.module), placed.state)
+
     def as_json(self, placed: Placed) -> dict[str, Any]:
         """A machine in plain JSON, as ``smqueue.add`` takes it; raises StateAlreadyTerminal."""
         if placed.type.terminal:
@@ -297,6 +305,11 @@ class Instances:
         return owners[0], owners[0].module.signals[name]
 
 
+def has_default(field: DataclassField[Any]) -> bool:
+    """Whether a field of a dataclass may be left out."""
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
 def loads(text: str) -> Any:
     """Strict JSON: no NaN, no duplicate or lone surrogate surprises later on."""
     import json
@@ -317,7 +330,7 @@ def _without_new_fields(state_type: StateType, data: Any) -> list[dict[str, Any]
     for one in reversed(fields(cast("Any", state_type.cls))):
         if one.name not in form:
             continue
-        if one.default is MISSING and one.default_factory is MISSING:
+        if not has_default(one):
             break
         default = one.default if one.default is not MISSING else cast("Callable[[], Any]", one.default_factory)()
         if getattr(state_type.codec.load(data), one.name) != default:

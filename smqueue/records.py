@@ -146,9 +146,12 @@ class Item(NamedTuple):
     raw: bytes
     payload: str
     machine: str | None
+    """The one that it is for, unless it is for any."""
+    at_us: int
+    """When it was accepted."""
 
     @classmethod
     def parse(cls, raw: bytes) -> Item:
         """The payload stays encoded."""
         data = json.loads(raw)
-        return cls(raw, compact(data["payload"]), data.get("machine"))
+        return cls(raw, compact(data["payload"]), data.get("machine"), int(data["at"]))

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+from smqueue.cancelling import finish_cancel
 from smqueue.drivers.blocking import Blocking
 from smqueue.errors import (
     InboxFull,
@@ -18,9 +19,9 @@ from smqueue.errors import (
     StoreUnavailable,
 )
 from smqueue.instances import Instances, Told
-from smqueue.keys import Keys, new_id, shard_of
+from smqueue.keys import Keys, shard_of
 from smqueue.outbound import Outbound
-from smqueue.protocols import control, others, requests, retention, runs
+from smqueue.protocols import others, requests, retention, runs
 from smqueue.protocols.add import add
 from smqueue.protocols.claim import Armed
 from smqueue.protocols.requests import Request
@@ -53,7 +54,7 @@ class Relay:
         """An entry of the schedule that is no machine's."""
         kind, _, op = entry[1:].partition(":")
         if kind == "cancel":
-            self.driver.run(control.cancel(self.keys, op, new_id(), self.instances.longest_keep()))
+            finish_cancel(self.driver, self.instances, self.keys, op)
         elif kind == "retention":
             while self.driver.run(retention.sweep(self.keys, self.instances)).again_ms == 0:
                 pass

@@ -62,6 +62,8 @@ class Blocking:
                 self._trip(connection, Read((), (("UNWATCH",),)))
         if isinstance(run.error, LostReply):
             raise StoreUnavailable(shown(self.url), str(run.error.__cause__ or "no answer")) from None
+        if isinstance(run.error, RedisError):
+            raise translated(self.url, run.error) from None
         return run.result()
 
     def command(self, *args: Any) -> Any:

@@ -74,25 +74,17 @@ def arm(
     record, race = machine.record, keys.race(machine.record)
     op, module = machine.op, machine.field.partition(" ")[0]
     now_ms = now_us // 1000
-    won: tuple[str, str, int] | None = None
-    taken: frozenset[bytes] = frozenset()
     commands: list[Command] = []
     due_at: dict[str, int] = {}
     deadline = deadline_ms(machine.armed)
-    if again is not None and deadline is not None and deadline <= now_ms:  # what came after it does not win
-        won = (next(name for name, wait in machine.armed.items() if wait == deadline), "null", deadline)
+    won, item = _ready(machine.armed, now_ms, head) if again is None else _passed(machine.armed, now_ms, head)
+    if item is not None and won is not None:
+        commands.append(("LREM", _inbox(keys, op, module, str(machine.armed[won[0]])), 1, item.raw))
     code = False
     for place, (name, wait) in enumerate(machine.armed.items()):
         entry, kind = f"{machine.entry}:{name}", kind_of(wait)
         match wait:
-            case str() if won is None and (item := head(wait)) is not None:
-                commands.append(("LREM", _inbox(keys, op, module, wait), 1, item.raw))
-                won, taken = (name, item.payload, now_ms), frozenset((item.raw,))
-            case int() if won is None and wait <= now_ms:
-                won = (name, "null", wait)
-            case list() if won is None and kind == "now":
-                won = (name, "null", now_ms)
-            case str():
+            case str() if won is None:
                 # Of two triggers of one state for one signal the one declared first gets it, here as at arming.
                 commands.append(("ZADD", _waiting(keys, op, module, wait), active.at_us + place, entry))
             case list() if kind != "now":
@@ -111,7 +103,44 @@ def arm(
         commands.append(("HSET", race, "won", won[0], "value", won[1], "at", won[2]))
     score = now_ms if won else min(deadline or parked(now_us), parked(now_us))
     commands += [("SET", keys.machine(record), machine.dump()), ("ZADD", keys.schedule, score, machine.entry)]
-    return Plan(commands, due=won is not None or code, taken=taken)
+    return Plan(
+        commands, due=won is not None or code, taken=frozenset((item.raw,)) if item is not None else frozenset()
+    )
+
+
+Won = tuple[str, str, int]
+"""Name of a trigger, its outcome as JSON, and when it completed, ms."""
+
+
+def _ready(armed: Armed, now_ms: int, head: Callable[[str], Item | None]) -> tuple[Won | None, Item | None]:
+    """What is ready when a state is entered: the first in declaration order."""
+    for name, wait in armed.items():
+        match wait:
+            case str() if (item := head(wait)) is not None:
+                return (name, item.payload, now_ms), item
+            case int() if wait <= now_ms:
+                return (name, "null", wait), None
+            case list() if wait[0] == "now":
+                return (name, "null", now_ms), None
+            case _:
+                pass
+    return None, None
+
+
+def _passed(armed: Armed, now_ms: int, head: Callable[[str], Item | None]) -> tuple[Won | None, Item | None]:
+    """What has come while a handler ran that kept the machine: the earliest, and no signal later than a deadline."""
+    deadline = deadline_ms(armed)
+    came = [
+        (item.at_us, name, item) for name, w in armed.items() if isinstance(w, str) and (item := head(w)) is not None
+    ]
+    if deadline is not None and deadline <= now_ms:
+        came = [one for one in came if one[0] < deadline * 1000]
+        if not came:
+            return (next(name for name, wait in armed.items() if wait == deadline), "null", deadline), None
+    if came:
+        at_us, name, item = min(came, key=lambda one: one[0])
+        return (name, item.payload, at_us // 1000), item
+    return None, None
 
 
 def enter(

@@ -79,11 +79,24 @@ class Leaving(NamedTuple):
         return self.raw.decode(errors="replace")
 
 
-def begin_cancel(keys: Keys, op: str, reason: str) -> Steps[None]:
+def begin_cancel(keys: Keys, op: str, reason: str, children: bool) -> Steps[None]:
     """From here on no transition of the operation commits, and a worker finishes the cancelling if its caller dies."""
     (time,) = yield from read([], TIME)
     entry: Command = ("ZADD", keys.schedule, int(time[0]) * 1000 + 4_000, f"~cancel:{op}")
-    yield from commit([("SET", keys.control(op), "cancelling " + reason), entry])
+    yield from commit([("SET", keys.control(op), f"cancelling {int(children)} {reason}"), entry])
+
+
+def children_to_cancel(keys: Keys, op: str) -> Steps[tuple[list[str], str]]:
+    """The operations to be cancelled with this one, and the reason; no more of them come, as nothing commits here."""
+    raw, members = yield from read([], ("GET", keys.control(op)), ("SMEMBERS", keys.children(op)))
+    children, reason = _how(raw)
+    return [member.decode() for member in members] if children else [], reason
+
+
+def _how(raw: bytes | None) -> tuple[bool, str]:
+    """Whether children are cancelled too, and the reason, as ``begin_cancel`` has noted them."""
+    parts = (raw or b"").decode().split(" ", 2)
+    return parts[1:2] == ["1"], parts[2] if len(parts) > 2 else ""
 
 
 def cancel(keys: Keys, op: str, commit_id: str, keep: timedelta | None) -> Steps[int]:
@@ -115,7 +128,7 @@ def cancel(keys: Keys, op: str, commit_id: str, keep: timedelta | None) -> Steps
             looks += [("GET", guard) for guard in guards]
             watch = [*guards, keys.watchers(op), keys.history(op), keys.active(op)]
             yield from look.fetch(watch, [*looks, *past])
-            reason = (look.known["GET", keys.control(op)] or b"").decode().partition(" ")[2]
+            _, reason = _how(look.known["GET", keys.control(op)])
             commands = _end_all(keys, op, batch, look, commit_id, reason, keep)
             if commands and (yield from commit(commands)) is not None:
                 ended, attempt = ended + len(batch), 0
@@ -161,9 +174,10 @@ def _end_all(
             commands += [("HDEL", keys.active(op), one.raw), ("DEL", keys.machine(record), keys.race(record))]
         commands.append(("HDEL", keys.quarantine, record))
         past = look.known["HGET", keys.inactive(op), one.field]
-        before = parse_inactive(past)["visits"] if past else 0
-        left = {"machine": one.active.machine, "step": one.active.step, "at": one.active.at_us, "exited": now_us}
-        left |= {"version": one.active.version, "made": one.active.made, "by": commit_id, "visits": before + 1}
+        before = parse_inactive(past) if past else {}
+        left = {"machine": one.active.machine, "step": one.active.step, "at": before.get("at", one.active.at_us)}
+        left |= {"exited": now_us, "version": one.active.version, "made": one.active.made, "by": commit_id}
+        left |= {"visits": before.get("visits", 0) + 1}
         commands.append(("HSET", keys.inactive(op), one.field, compact({**left, "cancelled": reason})))
         if one.active.lone and look.known[begun(keys, op)] == 1:
             entries.append(first_entry(one.field, one.active))

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 from smqueue.keys import Keys
 from smqueue.protocols.arming import HINT_MS
 from smqueue.protocols.claim import LEASE_MS
-from smqueue.records import compact
 from smqueue.roundtrip import Steps, call, commit, repeat, text
+
+plain = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+"""ASCII: what a client sends may hold lone surrogates, and it is for a worker to say in which field."""
 
 BATCH = 100
 POSTPONED_MS = 60_000
@@ -30,7 +32,7 @@ class Request(NamedTuple):
 
 def stored(data: Mapping[str, Any], due_ms: int) -> bytes:
     """A request as it is stored: others leave it to its maker until ``due_ms``."""
-    return compact({**data, "due": due_ms}).encode()
+    return plain({**data, "due": due_ms}).encode()
 
 
 def parse(raw: bytes) -> Request:
@@ -51,7 +53,7 @@ def postpone(keys: Keys, request: Request) -> Steps[None]:
     """It could not be done: later, and behind the others; 1 round trip."""
     tries = int(request.data.get("tries", 0)) + 1
     later = {name: value for name, value in request.data.items() if name != "due"}
-    item = compact({**later, "tries": tries})[:-1]
+    item = plain({**later, "tries": tries})[:-1]
     delay_ms = min(1000 * 2**tries, POSTPONED_MS)
     yield from call("postpone", (keys.requests,), (request.raw, item, delay_ms), lambda _: None)
 
@@ -70,4 +72,4 @@ def ask(keys: Keys, data: Mapping[str, Any]) -> Steps[None]:
 def answer(keys: Keys, request: bytes, id: str, body: Mapping[str, Any]) -> Steps[bool]:
     """Answer a client; 1 round trip."""
     names = (keys.requests, keys.reply(id))
-    return (yield from call("answer", names, (request, compact(body), ANSWER_S), lambda r: bool(r) and text(r) == "1"))
+    return (yield from call("answer", names, (request, plain(body), ANSWER_S), lambda r: bool(r) and text(r) == "1"))

@@ -173,8 +173,10 @@ def _look(keys: Keys, instances: Instances, it: Claimed, to: Placed | None, tx: 
     inboxes = list(inbox_keys(keys, instances, target).values())
     checks = tx.buffer.checks()
     watch, commands = standing_looks(keys, target)
+    left = standing_looks(keys, instances.current(it.placed))
+    watch, commands = [*watch, *left.watch], [*commands, *left.commands]
     watch += [guard, *controls(keys, it.placed), *inboxes, keys.watchers(op)]
-    commands += [TIME, ("GET", guard), ("HGET", keys.inactive(op), it.machine.field), watchers(keys, op)]
+    commands += [TIME, ("GET", guard), watchers(keys, op)]
     commands += [*map(head, inboxes), *[("GET", key) for key in controls(keys, it.placed)], *checks]
     if it.active.lone:
         watch += [keys.history(op), keys.active(op)]
@@ -232,22 +234,20 @@ def _move(
     there = standing(keys, instances, to, look.known)
     version = to.type.module.version
     moved = Active(it.active.machine, it.active.step + 1, now_us, version, _made(there, commit_id), lone=False)
-    past = look.known["HGET", keys.inactive(op), it.machine.field]
+    past = standing(keys, instances, instances.current(it.placed), look.known).inactive
     more: dict[str, Any] = {}
     kind: Literal["moved", "merged"] = "moved"
     plan = Plan([], due=False)
     if there.active is not None and there.active[0] != it.machine.field:
-        kind, more = (
-            "merged",
-            {"merged": there.active[1].machine},
-        )  # an equal machine is active: it goes on, this ends here
+        kind, more = "merged", {"merged": there.active[1].machine}  # an equal machine is active, and goes on
     elif to.type.terminal:
         plan = Plan(_end(keys, to, moved, there, commit_id, now_us), due=False)
     else:
         items = yield from buffered(keys, instances, to, moved.machine, look)
         plan = enter(keys, to, instances.handlers(to), moved, commit_id, now_us, items.get)
-    left = left_record(it, past, now_us, commit_id, to=to.field, **more)
-    commands = [*leave(keys, it.machine), ("HSET", keys.inactive(op), it.machine.field, left), *plan.commands]
+    left = left_record(it, past[1] if past is not None else {}, now_us, commit_id, to=to.field, **more)
+    visited = past[0] if past is not None else it.machine.field  # perhaps in the form of an earlier version
+    commands = [*leave(keys, it.machine), ("HSET", keys.inactive(op), visited, left), *plan.commands]
     if kind == "merged" or to.type.terminal:
         commands.append(settle(keys, op, now_us, instances.get(to.module).module.keep))
     entry = step_entry(moved, to.field, now_us, commit_id, terminal=to.type.terminal, won=it.won, **more)
@@ -260,9 +260,8 @@ def _made(there: Standing, commit_id: str) -> str:
     return there.made or commit_id
 
 
-def left_record(it: Claimed, past: bytes | None, now_us: int, commit_id: str, **more: Any) -> str:
+def left_record(it: Claimed, before: Mapping[str, Any], now_us: int, commit_id: str, **more: Any) -> str:
     """The inactive record of a state that is left: first times kept, visits counted, who won, what the losers did."""
-    before: Mapping[str, Any] = parse_inactive(past) if past is not None else {"visits": 0}
     losers: dict[str, Any] = {}
     for name, wait in it.machine.armed.items():
         if name != it.won:
@@ -273,12 +272,12 @@ def left_record(it: Claimed, past: bytes | None, now_us: int, commit_id: str, **
         {
             "machine": it.active.machine,
             "step": it.active.step,
-            "at": it.active.at_us,
+            "at": before.get("at", it.active.at_us),
             "exited": now_us,
-            "version": it.active.version,
+            "version": before.get("version", it.active.version),
             "made": it.active.made,
             "by": commit_id,
-            "visits": before["visits"] + 1,
+            "visits": before.get("visits", 0) + 1,
             "won": it.won,
             "won_at": it.at_ms,
             "losers": losers,

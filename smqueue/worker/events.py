@@ -13,6 +13,8 @@ from celery import Celery
 from celery.utils.nodenames import anon_nodename
 from celery.worker.control import Panel, control_command
 
+from smqueue.worker.senders import Senders
+
 log = logging.getLogger("smqueue.events")
 
 REPEATED_S = 15.0
@@ -22,8 +24,8 @@ REPEATED_S = 15.0
 class Events:
     """Sends events of triggers under their ids."""
 
-    def __init__(self, app: Celery) -> None:
-        self._app, self._failing = app, False
+    def __init__(self, app: Celery, senders: Senders) -> None:
+        self._app, self._senders, self._failing = app, senders, False
 
     def send(self, *events: tuple[str, dict[str, Any]]) -> None:
         """Send several events over one connection; one that cannot be sent is only missed by the onlooker.
@@ -37,7 +39,12 @@ class Events:
         task = app.current_worker_task
         hostname = task.request.hostname if task is not None else getattr(app, "smqueue_hostname", None)
         try:
-            with app.events.default_dispatcher(hostname=hostname or anon_nodename()) as dispatcher:
+            with (
+                self._senders.acquire() as producer,
+                app.events.Dispatcher(
+                    producer.connection, hostname=hostname or anon_nodename(), channel=producer.channel
+                ) as dispatcher,
+            ):
                 for kind, fields in events:
                     dispatcher.send(kind, **fields)
             self._failing = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,13 @@ from smqueue.protocols.claim import Armed
 from smqueue.protocols.transition import attempt_id
 from smqueue.records import Active, Placed
 from smqueue.worker import events
+from smqueue.worker.senders import Senders
 from smqueue.worker.settings import queue_of
 
 log = logging.getLogger("smqueue.outbound")
+
+PAUSE_S = 1.0
+"""For so long after a failure none is tried: the callers of add and signal would wait for it."""
 
 
 class CeleryOutbound:
@@ -24,8 +29,9 @@ class CeleryOutbound:
     def __init__(self, app: Celery, namespace: Callable[[], str], instances: Callable[[], Instances]) -> None:
         self._app: Any = app
         self._namespace, self._instances = namespace, instances
-        self._events = events.Events(app)
-        self._failing = False
+        self._senders = Senders(app)
+        self._events = events.Events(app, self._senders)
+        self._failing, self._again_at = False, 0.0
 
     def hint(self, namespace: str, shard: int) -> None:
         """See ``Outbound``; one that cannot be sent is not needed: the pump of a worker finds what is due."""
@@ -78,9 +84,13 @@ class CeleryOutbound:
         self._events.send(*told)
 
     def _send(self, name: str, args: tuple[Any, ...], **options: Any) -> None:
+        if self._failing and time.monotonic() < self._again_at:
+            return
         try:
-            self._app.send_task(name, args=args, ignore_result=True, retry=False, **options)
+            with self._senders.acquire() as producer:
+                self._app.send_task(name, args=args, ignore_result=True, retry=False, producer=producer, **options)
         except Exception as error:  # kombu raises a dozen kinds; all mean that the broker did not take it
+            self._again_at = time.monotonic() + PAUSE_S
             if not self._failing:
                 log.warning("the broker takes no messages; what is due is found without them, later: %s", error)
             self._failing = True

@@ -101,11 +101,11 @@ def register(app: Any, engines: Engines) -> None:
 
 @contextmanager
 def _store_may_be_away() -> Generator[None]:
-    """A hint that finds no Redis says so in one line; what it was for falls due again by itself."""
+    """What a hint that finds no Redis was for falls due again by itself; that Redis is away the pump says, once."""
     try:
         yield
     except (StoreUnavailable, StoreRefused) as error:
-        log.warning("%s", error)
+        log.debug("%s", error)
 
 
 def _record(engine: Engine, entry: str, value: Any) -> None:

@@ -424,7 +424,7 @@ def test_an_interrupted_cancel_is_finished_by_a_worker(loop: Loop, monkeypatch: 
 def test_pausing_and_resuming_leave_a_cancel_alone(loop: Loop, what: str) -> None:
     """While a cancelling is under way neither ``pause`` nor ``resume`` lifts it, and its reason stays. (semantics 5)"""
     loop.add("op", Waiting(1))
-    loop.driver.run(control.begin_cancel(loop.keys, "op", "half"))
+    loop.driver.run(control.begin_cancel(loop.keys, "op", "half", children=False))
     getattr(loop.executor, what)("op")
     loop.executor.signal("op", go, "other")
     loop.run()

@@ -11,7 +11,7 @@ from smqueue import InvalidKey, Module, ReadAfterWrite, State, StateMachine, Tra
 from smqueue.instances import Instance, Instances
 from smqueue.keys import Keys
 from smqueue.roundtrip import Command
-from smqueue.transaction import NeedRead
+from smqueue.buffer import NeedRead
 
 keys = Keys("ns")
 K = keys.data("m", "k")
