@@ -39,8 +39,9 @@ GROUP_S = 0.05
 """A group closes after this much handler time: what has been decided is not kept waiting by the rest."""
 DRAIN_S = 1.0
 """A drain hands over to another message after this long, so that no task runs for long."""
-MAX_CLAIMS = 3
-"""A machine that was claimed this often without a commit or an error is set aside: it kills its worker."""
+MAX_ALONE = 2
+"""A machine that has not come back this often, running alone after it was in a group that did not, is set aside: it
+kills its worker. Only what runs alone is accused, for others die beside it."""
 ELSEWHERE_MS = 2_000
 """When a worker that lacks a module or its version looks again; others may look sooner."""
 
@@ -121,17 +122,17 @@ class Drain:
         The others are given back before it does, and that claim does not count for them: should it take this worker
         with it, they are neither suspected nor kept waiting.
         """
-        for one in machines:
-            if one.claims > MAX_CLAIMS:
-                self._set_aside(one, WorkerKilled(one.claims - 1))
-        left = [one for one in machines if one.claims <= MAX_CLAIMS]
-        self.leases.release([self._lease(one) for one in left[1:]])
-        for one in left[1:]:
+        self.leases.release([self._lease(one) for one in machines[1:]])
+        for one in machines[1:]:
             self.driver.run(runs.defer(self.keys, one.entry, one.machine.guard, 0, failed=False))
-        if not left:
+        if not machines:
             return 0
         self._batch = 1  # what is given back comes next, one by one
-        return self._commit(left[:1], watched)
+        times = self.driver.run(runs.suspect(self.keys, machines[0].entry))
+        if times > MAX_ALONE:
+            self._set_aside(machines[0], WorkerKilled(times))
+            return 0
+        return self._commit(machines[:1], watched)
 
     def _lease(self, one: Claimed) -> Lease:
         return Lease(self.keys, self.keys.schedule, one.entry, one.machine.guard)

@@ -191,7 +191,7 @@ def keep(
     if not armed:
         return None
     race = keys.race(machine.record)
-    commands: list[Command] = [("HDEL", race, "won", "value", "at", "claims", "attempts", "error")]
+    commands: list[Command] = [("HDEL", race, "won", "value", "at", "claims", "alone", "attempts", "error")]
     entry = f"{machine.entry}:{name}"
     if name not in armed:
         if kind not in {"now", "deadline"}:

@@ -91,6 +91,11 @@ def defer(
     return (yield from call("defer", (keys.schedule, keys.quarantine), args, lambda r: text(r) == "DEFERRED"))
 
 
+def suspect(keys: Keys, entry: str) -> Steps[int]:
+    """Note that a machine runs alone; 1 round trip. Returns how often it has not come back from that, plus one."""
+    return (yield from call("suspect", (keys.schedule,), (keys.race_prefix, entry), int))
+
+
 def look_again(keys: Keys, entry: str, delay_ms: int) -> Steps[None]:
     """Nothing to see yet in another operation: look again later, or at once if it has rung meanwhile; 1 round trip."""
     args = (keys.race_prefix, entry, entry.rpartition(":")[2], delay_ms)

@@ -11,7 +11,7 @@ local race = ARGV[2] .. rec
 if ARGV[7] == '' then
   redis.pcall('HINCRBY', race, 'claims', -1)
 else
-  redis.pcall('HDEL', race, 'claims')
+  redis.pcall('HDEL', race, 'claims', 'alone')
   if ARGV[6] ~= '0' then redis.pcall('HINCRBY', race, 'attempts', ARGV[6]) end
   redis.pcall('HSET', race, 'error', ARGV[7])
 end

@@ -2,7 +2,7 @@
 -- KEYS  schedule, control, held
 -- ARGV  race prefix, entry, park ms
 local rec = parts(ARGV[2])
-redis.call('HDEL', ARGV[1] .. rec, 'claims')
+redis.call('HDEL', ARGV[1] .. rec, 'claims', 'alone')
 if redis.call('EXISTS', KEYS[2]) == 1 then
   redis.call('SADD', KEYS[3], ARGV[2])
   redis.call('ZADD', KEYS[1], 'XX', now + ARGV[3], ARGV[2])
