@@ -79,12 +79,12 @@ def _passed_through(local: Local) -> None:
     """Operation ``op`` with ``On(1)`` and ``Off(1)`` passed through and ``Gone(1)`` finished; ``Off(2)`` active."""
     local.executor.add_state_machines(machines("op", On(1), Off(2)))
     local.executor.signal("op", switch)
-    local.drive()
+    local.run()
     first = next(m for m, value in local.executor.get_active_states("op") if m.state == Off(1))
     assert first
     ids = {m.state: value.machine_id for m, value in local.executor.get_active_states("op")}
     local.executor.signal("op", broken, machine=ids[Off(1)])
-    local.drive()
+    local.run()
     assert local.inactive("op") == [On(1), Off(1), Gone(1)]
     assert local.active("op") == [Off(2)]
 
@@ -142,7 +142,7 @@ def test_an_idempotent_start(local: Local) -> None:
     assert local.executor.add_state_machines(machines("op", On(1), Off(2)), exist_ok=True) == first
     assert local.redis.llen(local.keys().history("op")) == history
     local.executor.signal("op", broken)
-    local.drive()
+    local.run()
     mixed = local.executor.add_state_machines(machines("op", Off(3), On(1), Off(2)), exist_ok=True)
     assert mixed[1:] == first
     assert mixed[0] not in first

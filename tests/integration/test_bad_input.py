@@ -145,7 +145,7 @@ def _with_client(local: Local, ask: Callable[[Client], object]) -> object:
 
     thread = threading.Thread(target=produce)
     thread.start()
-    local.drive(lambda: answer)
+    local.until(lambda: answer)
     thread.join()
     if isinstance(answer[0], Exception):
         raise answer[0]
@@ -402,7 +402,7 @@ def test_all_other_ids_work_and_cannot_collide(local: Local) -> None:
     assert set(local.executor.get_active_operations()) == set(NASTY)
     for op in other:
         assert local.executor.signal(op, note, "close", id=op) is Delivery.DELIVERED
-    local.drive()
+    local.run()
     for op in NASTY:
         assert local.executor.has_active_states(op) is (op not in other)
         states = {machine.state for machine, _ in local.executor.get_operation_states(op)}
@@ -462,7 +462,7 @@ def test_any_id_works_for_waiting_on_others_and_for_code(play: Play, op: str) ->
     local = play(family=module)
     parent = f"parent {op}"[:512]
     local.executor.add_state_machines(machines(parent, Parent(op)))
-    local.drive(lambda: not local.executor.has_active_states(parent))
+    local.settle(parent)
     assert local.inactive(op) == [Child(), End(op)]
     assert local.inactive(parent) == [Parent(op), End(op)]
 
@@ -546,7 +546,7 @@ def test_a_large_machine_works(local: Local) -> None:
     local.executor.add_state_machines(machines("op", state))
     assert local.executor.signal("op", note, "x" * (LIMIT - 2)) is Delivery.DELIVERED
     local.executor.signal("op", note, "close")
-    local.drive(lambda: not local.executor.has_active_states("op"))
+    local.settle("op")
     assert local.inactive("op") == [state, Closed(state.owner)]
 
 
@@ -665,7 +665,7 @@ def test_a_handler_that_misbehaves_sets_its_machine_aside(
 
     survived = False
     with suppress(UnicodeEncodeError):  # pytest-xdist cannot pass on that error
-        local.drive(quarantined)
+        local.until(quarantined)
         survived = True
     assert survived, "the text of a handler's error has ended the drain"
     assert runs.count(how) == 3
@@ -717,7 +717,7 @@ def test_a_handler_that_recovers_is_not_set_aside(play: Play, monkeypatch: pytes
 
     monkeypatch.setattr(sys.modules[__name__], "runs", Flaky())
     local.executor.add_state_machines(machines("op", Trying("is fine")))
-    local.drive(lambda: not local.executor.has_active_states("op"))
+    local.settle("op")
     assert seen == [None, "ConnectionError: not yet", "ConnectionError: not yet"]
     assert local.inactive("op") == [Trying("is fine"), Fine()]
 
@@ -733,9 +733,9 @@ def test_a_quarantined_machine_can_be_retried(play: Play, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(sys.modules[__name__], "runs", Mended())
     local.executor.add_state_machines(machines("op", Trying("is fine")))
-    local.drive(lambda: local.executor.explain("op").active[0].status == "quarantined")
-    local.drive()  # nothing more is due
+    local.until(lambda: local.executor.explain("op").active[0].status == "quarantined")
+    local.run()  # nothing more is due
     broken[0] = False
     assert local.executor.retry("op") == 1
-    local.drive(lambda: not local.executor.has_active_states("op"))
+    local.settle("op")
     assert local.inactive("op") == [Trying("is fine"), Fine()]

@@ -173,7 +173,7 @@ def test_the_global_context_is_made_for_instance_and_operation(play: Play) -> No
     )
     added = [StateMachine(op, Begin(), id) for op in ("1", "2") for id in ("a", "b")]
     ids = local.executor.add_state_machines(added)
-    local.drive()
+    local.run()
     assert sorted(seen) == sorted(
         (id.upper(), op, f"{id} of {op}", machine)
         for machine, (op, id) in zip(ids, [("1", "a"), ("1", "b"), ("2", "a"), ("2", "b")], strict=True)
@@ -204,7 +204,7 @@ def test_a_context_given_as_a_function_is_made_once(play: Play) -> None:
     local = play(lazy=module, contexts={"lazy": make})
     assert made == []
     local.executor.add_state_machines([*machines("1", Begin()), *machines("2", Begin())])
-    local.drive()
+    local.run()
     assert local.inactive("1")[-1] == local.inactive("2")[-1] == End(1)
     assert made == [7]
 
@@ -251,7 +251,7 @@ def test_a_crash_at_any_round_trip_leaves_no_half_done_transition(play: Play, wh
         second = play(parcels=parcels)
         second.expire_leases()
         second.requests_due()
-        second.drive(lambda s=second: _legal(s) == "after" and not s.redis.exists(s.keys().requests))
+        second.until(lambda s=second: _legal(s) == "after" and not s.redis.exists(s.keys().requests))
         told = [(name, args) for sent in (first.sent, second.sent) for name, args, *_ in sent.tasks]
         ids = {task_id for sent in (first.sent, second.sent) for _, _, _, task_id, _ in sent.tasks}
         assert told, "the task that the transition sent is lost"
@@ -309,7 +309,7 @@ def test_a_killed_server_keeps_what_it_acknowledged(tmp_path: Path, namespace: s
         wait_until(lambda: not own.alive, "the server is gone")
         own.start()
         assert _legal(local) == "before"
-        local.drive()
+        local.run()
         os.kill(own.pid, 9)
         wait_until(lambda: not own.alive, "the server is gone")
         own.start()
@@ -337,5 +337,5 @@ def test_a_deadline_that_passed_while_nothing_ran_fires_then(play: Play) -> None
     wait_until(first.due, "the deadline has passed")
     assert first.active("op") == [Brief()]
     second = play(brief=module)
-    second.drive()
+    second.run()
     assert second.inactive("op") == [Brief(), Over()]

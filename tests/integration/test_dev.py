@@ -11,8 +11,10 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from smqueue import Client
@@ -86,19 +88,18 @@ class Dev:
 
     def descendants(self) -> set[int]:
         """Process ids of all that it has started, and that they have."""
-        listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-        parents = {int(pid): int(parent) for pid, parent in (line.split() for line in listed.splitlines())}
-        found = {self.process.pid}
-        while more := {pid for pid, parent in parents.items() if parent in found} - found:
-            found |= more
-        return found - {self.process.pid}
+        return {child.pid for child in psutil.Process(self.process.pid).children(recursive=True)}
 
 
 def living(pids: set[int]) -> list[str]:
     """Those processes that still run, with their command lines."""
-    command = ["ps", "-o", "pid=,stat=,args=", "-p", ",".join(map(str, pids))]
-    listed = subprocess.run(command, capture_output=True, text=True).stdout
-    return [line for line in listed.splitlines() if not line.split()[1].startswith("Z")]
+    found: list[str] = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{pid} {' '.join(process.cmdline())}")
+    return found
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import psutil
 import pytest
 import redis
 from kombu.connection import Connection
@@ -213,9 +214,7 @@ def databases(server: EmbeddedServer) -> list[redis.Redis]:
 
 
 def arguments(pid: int) -> str:
-    if sys.platform == "linux":
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    return subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout
+    return " ".join(psutil.Process(pid).cmdline())
 
 
 def test_a_password_is_asked_and_not_shown(tmp_path: Path) -> None:

@@ -232,11 +232,11 @@ def test_a_trigger_that_is_over_while_the_race_goes_on(play: Play) -> None:
     local.sent.ended = note  # type: ignore[method-assign]
     local.redis.set(local.keys().watched, "1")
     local.executor.add_state_machines(machines("op", Keeping(1)))
-    local.drive()
+    local.run()
     local.executor.signal("op", word, 1)
-    local.drive()
+    local.run()
     local.executor.signal("op", word, 2)
-    local.drive(lambda: not local.executor.has_active_states("op"), "the operation ends")
+    local.settle("op")
     assert [one for one in ended if one[1]] == [("asked", ["asked"]), ("told", ["late", "told"])]
 
 

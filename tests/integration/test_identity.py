@@ -77,7 +77,7 @@ def test_a_machine_keeps_its_id_and_counts_its_steps(play: Play) -> None:
     look()
     for _ in range(2):
         local.executor.signal("op", push)
-        local.drive()
+        local.run()
         look()
     assert stood == [(Shut("red"), machine, 1), (Ajar("red"), machine, 2)]
     past = {m.state: value for m, value in local.executor.get_inactive_states("op")}
@@ -115,7 +115,7 @@ def test_equal_states_elsewhere_are_independent(play: Play) -> None:
     for n, machine in enumerate(four):
         assert not _moved(local, machine)
         local.executor.signal(machine.operation_id, push, module=machine.module)
-        local.drive()
+        local.run()
         assert [_moved(local, one) for one in four] == [i <= n for i in range(4)]
     assert (local.data("left", "pushed"), local.data("right", "pushed")) == (b"2", b"2")
 
@@ -128,7 +128,7 @@ def test_instances_with_confusable_ids_are_independent(play: Play) -> None:
     assert len(set(local.executor.add_state_machines(added))) == len(added)
     local.executor.signal("op", push, module="m")
     local.executor.signal("op:m", push, module="m:n")
-    local.drive()
+    local.run()
     assert [machine for machine in added if _moved(local, machine)] == [
         StateMachine("op", Shut("red"), "m"), StateMachine("op:m", Shut("red"), "m:n"),
     ]  # fmt: skip

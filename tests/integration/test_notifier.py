@@ -13,7 +13,7 @@ from smqueue.embedded import EmbeddedServer
 from smqueue.errors import HistoryRewound, StoreUnavailable, UpdatesLost
 from smqueue.notifier import Subscription
 from smqueue.roundtrip import LostReply
-from tests.integration.driving import Loop
+from tests.inprocess import Local, Play
 from tests.waiting import wait_until
 
 told = Module("told", version=1)
@@ -54,26 +54,26 @@ def idled(tx: Transaction, state: Idle, _: None) -> Idle:
 
 
 @pytest.fixture
-def loop(server: EmbeddedServer, namespace: str) -> Loop:
-    return Loop(server.url, namespace, {"told": told, "other": other})
+def local(play: Play) -> Local:
+    return play(told=told, other=other)
 
 
-def go(loop: Loop, op: str, *what: str) -> None:
+def go(local: Local, op: str, *what: str) -> None:
     for one in what or ("on",):
-        loop.executor.signal(op, step, one)
-        loop.run()
+        local.executor.signal(op, step, one)
+        local.run()
 
 
 def counts(updates: list[Update]) -> list[tuple[int, int, Any]]:
     return [(update.sequence, update.step, update.state) for update in updates]
 
 
-def cut_all(loop: Loop) -> int:
+def cut_all(local: Local) -> int:
     """Cut off all connections to the server but the test's own and those of other tests."""
     killed = 0
-    for client in loop.redis.client_list():
-        if client["id"] != str(loop.redis.client_id()):
-            killed += loop.redis.client_kill_filter(_id=client["id"])
+    for client in local.redis.client_list():
+        if client["id"] != str(local.redis.client_id()):
+            killed += local.redis.client_kill_filter(_id=client["id"])
     return killed
 
 
@@ -107,13 +107,13 @@ class Reader:
 # --- one operation ---------------------------------------------------------------------------------------------------
 
 
-def test_history_then_live(loop: Loop) -> None:
+def test_history_then_live(local: Local) -> None:
     """A subscription gives history in order, then what comes, under consecutive sequences. (semantics 36)"""
-    (machine,) = loop.add("op", Counting(0))
-    go(loop, "op", *["on"] * 3)
-    with loop.executor.notifier.subscribe("op", timeout=10) as updates:
+    (machine,) = local.add("op", Counting(0))
+    go(local, "op", *["on"] * 3)
+    with local.executor.notifier.subscribe("op", timeout=10) as updates:
         seen = [next(updates) for _ in range(4)]
-        go(loop, "op", "on", "stay", "end")
+        go(local, "op", "on", "stay", "end")
         seen += [next(updates) for _ in range(2)]
     assert counts(seen) == [*[(n, n + 1, Counting(n)) for n in range(5)], (5, 6, Done(4))]
     assert {update.machine_id for update in seen} == {machine}
@@ -123,86 +123,86 @@ def test_history_then_live(loop: Loop) -> None:
     assert [update.at for update in seen] == sorted(update.at for update in seen)
 
 
-def test_a_finished_operation_has_a_history(loop: Loop) -> None:
+def test_a_finished_operation_has_a_history(local: Local) -> None:
     """Who subscribes to an operation that has finished before is told all of it. (semantics 36)"""
-    loop.add("op", Counting(0))
-    go(loop, "op", "on", "end")
-    assert counts(loop.history("op")) == [(0, 1, Counting(0)), (1, 2, Counting(1)), (2, 3, Done(1))]
+    local.add("op", Counting(0))
+    go(local, "op", "on", "end")
+    assert counts(local.history("op")) == [(0, 1, Counting(0)), (1, 2, Counting(1)), (2, 3, Done(1))]
 
 
-def test_an_operation_may_not_exist_yet(loop: Loop) -> None:
+def test_an_operation_may_not_exist_yet(local: Local) -> None:
     """A subscription to an operation that does not exist tells of its first machine as of any other. (semantics 36)"""
-    reader = Reader(loop.executor.notifier.subscribe("op", timeout=20))
-    loop.add("op", Counting(0))
+    reader = Reader(local.executor.notifier.subscribe("op", timeout=20))
+    local.add("op", Counting(0))
     wait_until(lambda: len(reader.seen) == 1, "the adding to be told")
-    go(loop, "op", "end")
+    go(local, "op", "end")
     assert counts(reader.ended()) == [(0, 1, Counting(0)), (1, 2, Done(0))]
 
 
 @pytest.mark.parametrize("next_thing", ["a transition", "another machine", "a cancelling"])
-def test_a_lone_machines_first_entry_is_the_one_written_later(loop: Loop, next_thing: str) -> None:
+def test_a_lone_machines_first_entry_is_the_one_written_later(local: Local, next_thing: str) -> None:
     """What a subscriber is told of a machine to which nothing has happened yet is what the history says later: the same
     update, once. (semantics 36)"""
-    loop.add("op", Counting(0))
-    assert loop.redis.exists(loop.keys.history("op")) == 0
-    with loop.executor.notifier.subscribe("op", timeout=0.2) as updates:
+    local.add("op", Counting(0))
+    assert local.redis.exists(local.keys().history("op")) == 0
+    with local.executor.notifier.subscribe("op", timeout=0.2) as updates:
         first = next(updates)
         match next_thing:
             case "a transition":
-                go(loop, "op")
+                go(local, "op")
             case "another machine":
-                loop.add("op", Counting(7))
+                local.add("op", Counting(7))
             case _:
-                loop.executor.cancel("op")
+                local.executor.cancel("op")
         rest = list(updates)
-    again = loop.history("op")
+    again = local.history("op")
     assert [first, *rest] == again
     assert [update.sequence for update in again] == [0, 1]
     assert (first.step, first.state) == (1, Counting(0))
 
 
-def test_machines_added_together(loop: Loop) -> None:
+def test_machines_added_together(local: Local) -> None:
     """Machines added in one call are told in the order given. (semantics 36)"""
-    machines = loop.add("op", *[Counting(n) for n in range(5)])
-    seen = loop.history("op")
+    machines = local.add("op", *[Counting(n) for n in range(5)])
+    seen = local.history("op")
     assert [(update.machine_id, update.state) for update in seen] == [(machines[n], Counting(n)) for n in range(5)]
 
 
-def test_after_resumes(loop: Loop) -> None:
+def test_after_resumes(local: Local) -> None:
     """``after`` resumes behind a sequence, also behind the last one. (semantics 36)"""
-    loop.add("op", Counting(0))
-    go(loop, "op", *["on"] * 4)
+    local.add("op", Counting(0))
+    go(local, "op", *["on"] * 4)
     for after_it in range(5):
-        with loop.executor.notifier.subscribe("op", after=after_it, timeout=0) as updates:
+        with local.executor.notifier.subscribe("op", after=after_it, timeout=0) as updates:
             assert [update.sequence for update in updates] == list(range(after_it + 1, 5))
-    with loop.executor.notifier.subscribe("op", after=4, timeout=10) as updates:
-        go(loop, "op", "end")
+    with local.executor.notifier.subscribe("op", after=4, timeout=10) as updates:
+        go(local, "op", "end")
         assert counts([next(updates)]) == [(5, 6, Done(4))]
 
 
-def test_after_the_first_of_a_lone_machine(loop: Loop) -> None:
+def test_after_the_first_of_a_lone_machine(local: Local) -> None:
     """Who has seen the adding of a lone machine resumes behind it. (semantics 36)"""
-    loop.add("op", Counting(0))
-    with loop.executor.notifier.subscribe("op", after=0, timeout=0.1) as updates:
+    local.add("op", Counting(0))
+    with local.executor.notifier.subscribe("op", after=0, timeout=0.1) as updates:
         assert list(updates) == []
-    with loop.executor.notifier.subscribe("op", after=0, timeout=10) as updates:
-        go(loop, "op", "end")
+    with local.executor.notifier.subscribe("op", after=0, timeout=10) as updates:
+        go(local, "op", "end")
         assert counts([next(updates)]) == [(1, 2, Done(0))]
 
 
-def test_more_than_a_page(loop: Loop) -> None:
+def test_more_than_a_page(local: Local) -> None:
     """A long history comes whole, in order. (semantics 36)"""
-    loop.add("op", *[Counting(1_000 * n) for n in range(1_200)])
-    assert [update.sequence for update in loop.history("op")] == list(range(1_200))
+    local.add("op", *[Counting(1_000 * n) for n in range(1_200)])
+    assert [update.sequence for update in local.history("op")] == list(range(1_200))
 
 
-def test_over_reconnects(loop: Loop) -> None:
+def test_over_reconnects(local: Local) -> None:
     """However often its connections are cut off while the operation goes on, a subscriber sees each update once, in
     order. (semantics 36)"""
-    loop.add("op", Counting(0))
-    subscription = loop.executor.notifier.subscribe("op", timeout=20)
+    local.add("op", Counting(0))
+    subscription = local.executor.notifier.subscribe("op", timeout=20)
     reader = Reader(subscription)
-    writer = Loop(loop.settings.url, loop.settings.namespace, {"told": told, "other": other})
+    writer = local.another()
     for n in range(60):
         while True:
             try:
@@ -212,7 +212,7 @@ def test_over_reconnects(loop: Loop) -> None:
             except StoreUnavailable:
                 continue
         if n % 3 == 0:
-            assert cut_all(loop)
+            assert cut_all(local)
     writer.until(lambda: Counting(60) in writer.active("op"), "all steps to have been made")
     writer.executor.signal("op", step, "end")
     writer.run()
@@ -221,16 +221,16 @@ def test_over_reconnects(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("which", ["one operation", "all"])
-def test_a_connection_lost_in_mid_look(loop: Loop, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+def test_a_connection_lost_in_mid_look(local: Local, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
     """A look whose reply is lost is made again: the subscriber notices nothing. (semantics 36, 37)"""
-    notifier = loop.executor.notifier
+    notifier = local.executor.notifier
     with (
         notifier.subscribe("op", timeout=5)
         if which == "one operation"
         else notifier.subscribe_all(timeout=5) as updates
     ):
-        loop.add("op", Counting(0))
-        driver: Any = loop.deployment.driver
+        local.add("op", Counting(0))
+        driver: Any = local.driver
         trip, lost = driver._trip, []
 
         def losing(connection: Any, request: Any) -> Any:
@@ -246,25 +246,25 @@ def test_a_connection_lost_in_mid_look(loop: Loop, monkeypatch: pytest.MonkeyPat
         assert len(lost) == 2
 
 
-def test_rings_that_are_lost_delay_and_lose_nothing(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rings_that_are_lost_delay_and_lose_nothing(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a bell that never rings a subscriber still sees everything, at its next look. (semantics 36)"""
     monkeypatch.setattr(Doorbell, "_subscribe", lambda self: None)
-    monkeypatch.setattr(Doorbell, "wait", lambda self, seconds: go(loop, "op", "end") if loop.active("op") else None)
-    loop.add("op", Counting(0))
-    with loop.executor.notifier.subscribe("op", timeout=5) as updates:
+    monkeypatch.setattr(Doorbell, "wait", lambda self, seconds: go(local, "op", "end") if local.active("op") else None)
+    local.add("op", Counting(0))
+    with local.executor.notifier.subscribe("op", timeout=5) as updates:
         assert counts([next(updates), next(updates)]) == [(0, 1, Counting(0)), (1, 2, Done(0))]
 
 
-def test_nothing_is_missed_between_history_and_live(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_missed_between_history_and_live(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     """A subscription is registered before its first look, and each look is by cursor: whatever happens around them
     is told once, without waiting for a later look. (semantics 35, 36)"""
-    loop.add("op", Counting(0))
+    local.add("op", Counting(0))
     enter, read = Doorbell.__enter__, Subscription._read  # pyright: ignore[reportPrivateUsage]
 
     def entering(self: Doorbell) -> Doorbell:
-        go(loop, "op")
+        go(local, "op")
         entered = enter(self)
-        go(loop, "op")
+        go(local, "op")
         return entered
 
     reads: list[int] = []
@@ -273,56 +273,56 @@ def test_nothing_is_missed_between_history_and_live(loop: Loop, monkeypatch: pyt
         found = read(self)
         reads.append(1)
         if len(reads) in {1, 2}:
-            go(loop, "op")
+            go(local, "op")
         return found
 
     monkeypatch.setattr(Doorbell, "__enter__", entering)
     monkeypatch.setattr(Subscription, "_read", reading)
     monkeypatch.setattr("smqueue.drivers.doorbell.LONGEST_S", 30.0)
-    with loop.executor.notifier.subscribe("op", timeout=5) as updates:
+    with local.executor.notifier.subscribe("op", timeout=5) as updates:
         seen = [next(updates) for _ in range(5)]
     assert counts(seen) == [(n, n + 1, Counting(n)) for n in range(5)]
 
 
-def test_a_quiet_subscription_ends(loop: Loop) -> None:
+def test_a_quiet_subscription_ends(local: Local) -> None:
     """With ``timeout`` it ends when nothing has come for so long, and gives its connection back. (semantics 36)"""
-    loop.add("op", Counting(0))
-    subscribed = lambda: loop.redis.pubsub_numsub(loop.keys.bell("op"))[0][1]  # noqa: E731
-    with loop.executor.notifier.subscribe("op", timeout=0.05) as updates:
+    local.add("op", Counting(0))
+    subscribed = lambda: local.redis.pubsub_numsub(local.keys().bell("op"))[0][1]  # noqa: E731
+    with local.executor.notifier.subscribe("op", timeout=0.05) as updates:
         assert subscribed() == 1
         assert len(list(updates)) == 1
     wait_until(lambda: subscribed() == 0, "its connection to be closed")
 
 
-def test_a_history_that_has_shrunk_is_reported(loop: Loop) -> None:
+def test_a_history_that_has_shrunk_is_reported(local: Local) -> None:
     """A cursor that does not fit after a fail-over is reported, not guessed. (semantics 36)"""
-    loop.add("op", Counting(0))
-    go(loop, "op", "on", "on")
-    with loop.executor.notifier.subscribe("op", timeout=5) as updates:
+    local.add("op", Counting(0))
+    go(local, "op", "on", "on")
+    with local.executor.notifier.subscribe("op", timeout=5) as updates:
         assert len([next(updates) for _ in range(3)]) == 3
-        loop.redis.ltrim(loop.keys.history("op"), 0, 0)
+        local.redis.ltrim(local.keys().history("op"), 0, 0)
         with pytest.raises(HistoryRewound) as caught:
             next(updates)
     assert (caught.value.operation_id, caught.value.length, caught.value.cursor) == ("op", 1, 3)
 
 
-def test_the_module_filter(loop: Loop) -> None:
+def test_the_module_filter(local: Local) -> None:
     """With ``module`` a subscriber is told of that instance only; sequences stay those of the operation. (semantics
     38)"""
-    loop.add("op", Counting(0))
-    loop.add("op", Idle(0))
-    go(loop, "op")
-    with loop.executor.notifier.subscribe("op", module="other", timeout=0) as updates:
+    local.add("op", Counting(0))
+    local.add("op", Idle(0))
+    go(local, "op")
+    with local.executor.notifier.subscribe("op", module="other", timeout=0) as updates:
         assert counts(list(updates)) == [(1, 1, Idle(0))]
-    with loop.executor.notifier.subscribe("op", module="told", timeout=0) as updates:
+    with local.executor.notifier.subscribe("op", module="told", timeout=0) as updates:
         assert counts(list(updates)) == [(0, 1, Counting(0)), (2, 2, Counting(1))]
 
 
-def test_a_state_that_this_process_cannot_decode(loop: Loop, server: EmbeddedServer, namespace: str) -> None:
+def test_a_state_that_this_process_cannot_decode(local: Local, play: Play) -> None:
     """A subscriber without the module is told all the same, without the state. (semantics 36)"""
-    loop.add("op", Counting(0))
-    go(loop, "op")
-    lacking = Loop(server.url, namespace, {"other": other})
+    local.add("op", Counting(0))
+    go(local, "op")
+    lacking = play(other=other)
     seen = lacking.history("op")
     assert [(update.sequence, update.module, update.state) for update in seen] == [(0, "told", None), (1, "told", None)]
 
@@ -330,41 +330,41 @@ def test_a_state_that_this_process_cannot_decode(loop: Loop, server: EmbeddedSer
 # --- all operations --------------------------------------------------------------------------------------------------
 
 
-def test_all_is_live_only(loop: Loop) -> None:
+def test_all_is_live_only(local: Local) -> None:
     """``subscribe_all`` tells what happens from now on, in all operations, the adding of a lone machine too.
     (semantics 37)"""
-    loop.add("before", Counting(0))
-    go(loop, "before")
-    with loop.executor.notifier.subscribe_all(timeout=10) as updates:
-        loop.add("a", Counting(0))
-        loop.add("b", Counting(5))
-        go(loop, "a")
-        go(loop, "before", "end")
+    local.add("before", Counting(0))
+    go(local, "before")
+    with local.executor.notifier.subscribe_all(timeout=10) as updates:
+        local.add("a", Counting(0))
+        local.add("b", Counting(5))
+        go(local, "a")
+        go(local, "before", "end")
         seen = [next(updates) for _ in range(4)]
     assert [(update.operation_id, update.sequence, update.step, update.state) for update in seen] == [
         ("a", 0, 1, Counting(0)), ("b", 0, 1, Counting(5)), ("a", 1, 2, Counting(1)), ("before", 2, 3, Done(1)),
     ]  # fmt: skip
-    assert [update for update in seen if update.operation_id == "a"] == loop.history("a")
+    assert [update for update in seen if update.operation_id == "a"] == local.history("a")
 
 
-def test_all_of_one_module(loop: Loop) -> None:
+def test_all_of_one_module(local: Local) -> None:
     """With ``module`` only of that instance. (semantics 38)"""
-    with loop.executor.notifier.subscribe_all("other", timeout=0.1) as updates:
-        loop.add("a", Counting(0))
-        loop.add("a", Idle(1))
+    with local.executor.notifier.subscribe_all("other", timeout=0.1) as updates:
+        local.add("a", Counting(0))
+        local.add("a", Idle(1))
         assert [(update.module, update.state) for update in updates] == [("other", Idle(1))]
 
 
-def test_what_a_slow_subscriber_loses_it_is_told(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_slow_subscriber_loses_it_is_told(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     """The updates kept are bounded; what a slower subscriber loses is reported with its number, once, and it goes
     on with the later ones. (semantics 37)"""
     monkeypatch.setattr("smqueue.protocols.arming.UPDATES_KEPT", 100)
-    with loop.executor.notifier.subscribe_all(timeout=1) as updates:
-        loop.add("first", Counting(0))
+    with local.executor.notifier.subscribe_all(timeout=1) as updates:
+        local.add("first", Counting(0))
         assert next(updates).operation_id == "first"
         for n in range(20):
-            loop.add(f"op{n}", *[Counting(m) for m in range(30)])
-        assert loop.redis.xlen(loop.keys.updates) < 250
+            local.add(f"op{n}", *[Counting(m) for m in range(30)])
+        assert local.redis.xlen(local.keys().updates) < 250
         with pytest.raises(UpdatesLost) as caught:
             next(updates)
         rest = list(updates)
@@ -373,37 +373,37 @@ def test_what_a_slow_subscriber_loses_it_is_told(loop: Loop, monkeypatch: pytest
     assert rest[-1].operation_id == "op19"
 
 
-def test_losing_everything_is_told_once(loop: Loop) -> None:
+def test_losing_everything_is_told_once(local: Local) -> None:
     """When all that is new was trimmed, that is told once, not again and again. (semantics 37)"""
-    with loop.executor.notifier.subscribe_all(timeout=0.2) as updates:
-        loop.add("a", *[Counting(n) for n in range(10)])
-        loop.redis.xtrim(loop.keys.updates, maxlen=0, approximate=False)
+    with local.executor.notifier.subscribe_all(timeout=0.2) as updates:
+        local.add("a", *[Counting(n) for n in range(10)])
+        local.redis.xtrim(local.keys().updates, maxlen=0, approximate=False)
         with pytest.raises(UpdatesLost) as caught:
             next(updates)
         assert caught.value.count == 10
         assert list(updates) == []
-        loop.add("b", Counting(0))
-    with loop.executor.notifier.subscribe_all(timeout=5) as updates:
-        loop.add("c", Counting(0))
+        local.add("b", Counting(0))
+    with local.executor.notifier.subscribe_all(timeout=5) as updates:
+        local.add("c", Counting(0))
         assert next(updates).operation_id == "c"
 
 
-def test_a_fast_subscriber_loses_nothing(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fast_subscriber_loses_nothing(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that keeps up is never told of a loss, however much is trimmed behind it. (semantics 37)"""
     monkeypatch.setattr("smqueue.protocols.arming.UPDATES_KEPT", 100)
-    with loop.executor.notifier.subscribe_all(timeout=5) as updates:
+    with local.executor.notifier.subscribe_all(timeout=5) as updates:
         for n in range(30):
-            loop.add(f"op{n}", *[Counting(m) for m in range(20)])
+            local.add(f"op{n}", *[Counting(m) for m in range(20)])
             seen = [next(updates) for _ in range(20)]
             assert [(update.operation_id, update.sequence) for update in seen] == [(f"op{n}", m) for m in range(20)]
 
 
-def test_all_over_reconnects(loop: Loop) -> None:
+def test_all_over_reconnects(local: Local) -> None:
     """A subscriber to all whose connections are cut off misses and doubles nothing. (semantics 37)"""
-    with loop.executor.notifier.subscribe_all(timeout=10) as updates:
+    with local.executor.notifier.subscribe_all(timeout=10) as updates:
         seen: list[str] = []
         for n in range(10):
-            loop.add(f"op{n}", Counting(n))
-            assert cut_all(loop)
+            local.add(f"op{n}", Counting(n))
+            assert cut_all(local)
             seen.append(next(updates).operation_id)
     assert seen == [f"op{n}" for n in range(10)]

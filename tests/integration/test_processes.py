@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from smqueue.processes import Child
@@ -28,8 +29,10 @@ time.sleep(600)
 
 def runs(pid: int) -> bool:
     """Whether a process exists and is not a zombie."""
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
-    return found.returncode == 0 and not found.stdout.strip().startswith("Z")
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def family(*, stubborn: bool = False) -> list[str]:

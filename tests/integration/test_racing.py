@@ -33,6 +33,7 @@ from smqueue.protocols import runs
 from smqueue.protocols.claim import Armed
 from smqueue.roundtrip import Commit, Pause, Read, RoundTrip
 from tests.inprocess import Crash, Local, Play, machines
+from tests.monitor import Asked, monitoring
 from tests.waiting import wait_until
 
 races = Module("races", retry=Retry(max_attempts=3, base=timedelta(milliseconds=1)))
@@ -124,8 +125,7 @@ def _armed(local: Local, op: str = "op", *states: State) -> dict[str, Armed]:
 
 
 def _winners(local: Local) -> list[bytes]:
-    found: Any = local.redis.lrange(local.keys().data("races", "winners"), 0, -1)
-    return found
+    return local.listed("races", "winners")
 
 
 # --- one wins ---------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def _complete(local: Local, name: str, sent: dict[str, Armed]) -> object:
     match name:
         case "called" | "polled":
             answers[f"op/{name}"] = 7
-            return local.run(sent[name])
+            return local.attempt(sent[name])
         case _:
             return local.executor.signal("op", "first" if name == "by_first" else "second", 7)
 
@@ -161,11 +161,11 @@ def test_the_first_to_complete_wins_and_the_others_never_act(local: Local, winne
     sent = _armed(local)
     assert _complete(local, winner, sent) in {"RECORDED", Delivery.DELIVERED}
     assert _complete(local, loser, sent) in {"LOST", Delivery.BUFFERED}
-    local.drive()
+    local.run()
     assert local.inactive("op") == [Racing(), Won(winner, "7")]
     if loser in sent:
         assert _complete(local, loser, sent) == "STALE"
-    local.drive()
+    local.run()
     assert local.inactive("op") == [Racing(), Won(winner, "7")]
     assert _winners(local) == [winner.encode()]
 
@@ -174,14 +174,14 @@ def test_a_loser_still_running_cannot_act_in_a_later_state(local: Local) -> None
     """Code of a state's earlier life, still running, cannot complete a trigger of a later one (semantics 15)."""
     old = _armed(local, "op", Racing(1))
     answers["op/polled"] = lambda _: _finish_meanwhile(local, old)
-    assert local.run(old["polled"]) == "STALE"
+    assert local.attempt(old["polled"]) == "STALE"
     local.drain()
     assert local.active("op") == [Again(1)]
 
 
 def _finish_meanwhile(local: Local, sent: dict[str, Armed]) -> int:
     answers["op/called"] = 1
-    assert local.run(sent["called"]) == "RECORDED"
+    assert local.attempt(sent["called"]) == "RECORDED"
     assert local.drain() == 1
     return 99
 
@@ -229,7 +229,7 @@ def test_what_is_ready_at_arming_resolves_in_declaration_order(play: Play, order
     local = play(ordered=ordered)
     assert local.executor.signal("op", early, 1) is Delivery.BUFFERED
     local.executor.add_state_machines(machines("op", Ordered(order)))
-    local.drive()
+    local.run()
     assert local.inactive("op") == [Ordered(order), First(order, order[0])]
 
 
@@ -238,7 +238,7 @@ def test_after_arming_the_first_recorded_wins(local: Local) -> None:
     _armed(local)
     assert local.executor.signal("op", second_signal, 2) is Delivery.DELIVERED
     assert local.executor.signal("op", first_signal, 1) is Delivery.BUFFERED
-    local.drive()
+    local.run()
     assert local.inactive("op")[-1] == Won("by_second", "2")
 
 
@@ -289,7 +289,7 @@ def test_a_deadline_counts_at_its_time_not_when_noticed(play: Play, rival: str) 
     wait_until(lambda: _now_ms(local) > _deadline_ms(local, "short"), "the deadline has passed")
     assert come("short") in {Delivery.BUFFERED, "LATE"}
     assert come("long") in {Delivery.DELIVERED, "RECORDED"}
-    local.drive()
+    local.run()
     assert local.inactive("short")[-1] == Over(40, "deadline")
     assert local.inactive("long")[-1] == Over(60_000, "signal" if rival == "signal" else "call")
 
@@ -315,18 +315,18 @@ def _deadline_ms(local: Local, op: str) -> float:
 def test_who_won_and_what_the_losers_were_doing_can_be_asked(local: Local) -> None:
     """The record keeps who won, and each loser's kind, tries and time left to its deadline (semantics 15)."""
     sent = _armed(local)
-    assert local.run(sent["polled"]) == "AGAIN"
+    assert local.attempt(sent["polled"]) == "AGAIN"
 
     def polled_thrice() -> bool:
         local.drain()
         while local.sent.triggers:
             if (armed := local.sent.triggers.pop()).trigger == "polled":
-                assert local.run(armed) == "AGAIN"
+                assert local.attempt(armed) == "AGAIN"
         return ran["op/polled"] == 3
 
     wait_until(polled_thrice, "three polls without an answer")
     local.executor.signal("op", first_signal, 4)
-    local.drive(lambda: not local.executor.has_active_states("op"))
+    local.settle("op")
     ((_, past), _) = sorted(local.executor.explain("op").past, key=lambda pair: pair[1].step)
     assert past.won == "by_first"
     assert past.losers is not None
@@ -345,8 +345,8 @@ def test_an_outcome_must_survive_serialisation(local: Local, value: object) -> N
     """A call whose result cannot be stored as declared fails with a typed error of that trigger (semantics 16)."""
     answers["op/called"] = value
     sent = _armed(local)
-    local.run(sent["called"])
-    local.drive()
+    local.attempt(sent["called"])
+    local.run()
     (_, end) = local.inactive("op")
     assert isinstance(end, Won)
     assert end.by == "called"
@@ -358,13 +358,13 @@ def test_an_outcome_of_another_type_is_an_error_of_that_trigger_alone(local: Loc
     """A poll whose answer does not fit polls on and says why; the state's other triggers go on (semantics 16)."""
     answers["op/polled"] = "text"
     sent = _armed(local)
-    assert local.run(sent["polled"]) == "AGAIN"
+    assert local.attempt(sent["polled"]) == "AGAIN"
     ((machine),) = local.executor.explain("op").active
     errors = {trigger.name.rpartition("/")[2]: trigger.last_error for trigger in machine.triggers}
     assert str(errors.pop("polled")).startswith(f"{InvalidOutcome.__name__}: ")
     assert set(errors.values()) == {None}
     local.executor.signal("op", first_signal, 4)
-    local.drive(lambda: not local.executor.has_active_states("op"))
+    local.settle("op")
     assert local.inactive("op")[-1] == Won("by_first", "4")
 
 
@@ -373,7 +373,7 @@ def test_the_first_recorded_outcome_stands_over_a_crash(local: Local, play: Play
     """The call would answer 2 the next time; after a crash the transition runs with the stored 1 (semantics 17)."""
     answers["op/called"] = lambda count: count
     sent = _armed(local)
-    assert local.run(sent["called"]) == "RECORDED"
+    assert local.attempt(sent["called"]) == "RECORDED"
 
     def die(request: RoundTrip) -> None:
         if isinstance(request, Commit) or dies == "after the claim":
@@ -384,7 +384,7 @@ def test_the_first_recorded_outcome_stands_over_a_crash(local: Local, play: Play
         local.drain()
     second = play(races=races)
     second.expire_leases()
-    second.drive(lambda: not second.executor.has_active_states("op"))
+    second.settle("op")
     assert ran["op/called"] == 1
     assert second.inactive("op") == [Racing(), Won("called", "1")]
 
@@ -395,10 +395,10 @@ def test_a_second_outcome_is_not_recorded(local: Local) -> None:
     both = [_start(local, sent["polled"])]
     local.redis.hdel(local.keys().race(sent["called"].machine.record), "until:called")
     answers["op/called"] = lambda count: count
-    assert local.run(sent["called"]) == "RECORDED"
-    assert local.run(sent["called"]) == "LOST"
+    assert local.attempt(sent["called"]) == "RECORDED"
+    assert local.attempt(sent["called"]) == "LOST"
     assert both[0]() == "LOST"
-    local.drive()
+    local.run()
     assert local.inactive("op")[-1] == Won("called", "1")
     assert ran["op/called"] == 1
 
@@ -449,34 +449,19 @@ def arrived(tx: Transaction, state: Rolling | Ticket, _: None) -> Arrived:
     return Arrived(state.n)
 
 
-@contextmanager
-def monitored(client: redis.Redis) -> Iterator[Callable[[], list[str]]]:
-    """What the server executes; calling the answer gives all of it up to now, a command a line."""
-    with client.monitor() as monitor:
-
-        def until_now() -> list[str]:
-            mark, lines = uuid.uuid4().hex, list[str]()
-            client.echo(mark)
-            while not (lines and mark in lines[-1]):
-                lines.append(monitor.next_command()["command"])
-            return lines[:-1]
-
-        yield until_now
-
-
-def _transactions(lines: Sequence[str]) -> list[list[str]]:
-    """The commands of each MULTI/EXEC."""
+def _transactions(asked: Sequence[Asked]) -> list[list[str]]:
+    """The commands of each MULTI/EXEC, a command a line."""
     found: list[list[str]] = []
     within = False
-    for line in lines:
-        match line.split()[0].upper():
+    for one in asked:
+        match one.name:
             case "MULTI":
                 within = True
                 found.append([])
             case "EXEC":
                 within = False
             case _ if within:
-                found[-1].append(line)
+                found[-1].append(b" ".join(one.args).decode(errors="replace"))
             case _:
                 pass
     return found
@@ -489,9 +474,9 @@ def test_one_transaction_holds_all_of_a_transition(play: Play, redis_client: red
     keys = local.keys()
     local.executor.add_state_machines(machines("op", Waiting(1, stops)))
     local.executor.signal("op", depart)
-    with monitored(redis_client) as until_now:
+    with monitoring(redis_client) as monitor:
         assert local.drain() == 1
-        told = [t for t in _transactions(until_now()) if any(local.namespace in line for line in t)]
+        told = [t for t in _transactions(monitor.asked) if any(local.namespace in line for line in t)]
     moving = [t for t in told if any(line.startswith("HDEL") for line in t)]
     assert len(moving) == 1
     (lines,) = moving
@@ -532,15 +517,10 @@ def test_a_conflict_runs_the_function_again(play: Play) -> None:
     local.executor.add_state_machines(machines("op", Waiting(1)))
     local.executor.signal("op", depart)
     with local.before_commits(meddle):
-        local.drive(lambda: local.active("op") == [Rolling(1)])
+        local.until(lambda: local.active("op") == [Rolling(1)])
     assert runs_of[runs_before:] == ["1 None", "1 red", "1 green"]
     assert local.data("trains", "departed") == b"1"
-    assert len(_list(local, "log")) == 1
-
-
-def _list(local: Local, key: str) -> list[bytes]:
-    found: Any = local.redis.lrange(local.keys().data("trains", key), 0, -1)
-    return found
+    assert len(local.listed("trains", "log")) == 1
 
 
 def test_exhausted_conflicts_affect_one_machine_only(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -564,7 +544,7 @@ def test_exhausted_conflicts_affect_one_machine_only(play: Play, monkeypatch: py
     ((explained),) = local.executor.explain("op-3").active
     assert (explained.status, explained.attempts) == ("decided", 0)
     assert str(explained.last_error).startswith("CommitFailed: ")
-    local.drive(lambda: local.active("op-3") == [Rolling(3)])
+    local.until(lambda: local.active("op-3") == [Rolling(3)])
     assert local.data("trains", "departed") == b"10"
 
 
@@ -583,7 +563,7 @@ def test_conflicts_back_off_with_jitter(play: Play) -> None:
             local.redis.incr(key)
 
     with local.around_trips(before=hook):
-        local.drive(lambda: local.active("op") == [Rolling(1)])
+        local.until(lambda: local.active("op") == [Rolling(1)])
     assert len(pauses) >= 9
     assert len(set(pauses)) == len(pauses)
     assert all(0 <= ms <= min(50.0, 0.5 * 2**n) for n, ms in enumerate(pauses, start=12 - len(pauses)))

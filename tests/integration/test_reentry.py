@@ -12,7 +12,7 @@ import pytest
 from smqueue import Module, Retry, State, StateMachine, Transaction, after
 from smqueue.drain import Drain
 from smqueue.embedded import EmbeddedServer
-from tests.integration.driving import Loop
+from tests.inprocess import Local, Play
 
 walk = Module("walk", version=1, retry=Retry(max_attempts=2, base=timedelta(milliseconds=1)))
 
@@ -71,306 +71,301 @@ def late(tx: Transaction, state: Here | There, _: None) -> TimedOut:
 
 
 @pytest.fixture
-def loop(server: EmbeddedServer, namespace: str) -> Loop:
+def local(play: Play) -> Local:
     before_returning.clear()
-    return Loop(server.url, namespace, {"walk": walk})
+    return play(walk=walk)
 
 
-def send(loop: Loop, to: str, machine: str | None = None) -> None:
-    loop.executor.signal("op", go, to, machine=machine)
-    loop.run()
+def send(local: Local, to: str, machine: str | None = None) -> None:
+    local.executor.signal("op", go, to, machine=machine)
+    local.run()
 
 
-def inactive(loop: Loop) -> dict[State, Any]:
-    return {machine.state: found for machine, found in loop.executor.get_inactive_states("op")}
+def inactive(local: Local) -> dict[State, Any]:
+    return {machine.state: found for machine, found in local.executor.get_inactive_states("op")}
 
 
-def path(loop: Loop, machine: str) -> list[tuple[int, State | None]]:
+def path(local: Local, machine: str) -> list[tuple[int, State | None]]:
     """The states of one machine, as the history has them."""
-    return [(update.step, update.state) for update in loop.history("op") if update.machine_id == machine]
+    return [(update.step, update.state) for update in local.history("op") if update.machine_id == machine]
 
 
-def moves(loop: Loop) -> int:
-    return int(loop.redis.get(loop.keys.data("walk", "moves")) or 0)
+def moves(local: Local) -> int:
+    return int(local.redis.get(local.keys().data("walk", "moves")) or 0)
 
 
 # --- A → A, A → B → A ------------------------------------------------------------------------------------------------
 
 
-def test_a_to_a_is_a_new_step_with_fresh_timers(loop: Loop) -> None:
+def test_a_to_a_is_a_new_step_with_fresh_timers(local: Local) -> None:
     """A→A: the same machine stays, one step on, under a new arming whose deadline starts afresh. (semantics 24)"""
-    (machine,) = loop.add("op", Here("x"))
-    before = loop.stored("op", Here("x"))
-    loop.wait_past(loop.now_ms())
-    send(loop, "here x")
-    after_it = loop.stored("op", Here("x"))
-    ((_, active),) = loop.executor.get_active_states("op")
+    (machine,) = local.add("op", Here("x"))
+    before = local.stored("op", Here("x"))
+    local.wait_past(local.now_ms())
+    send(local, "here x")
+    after_it = local.stored("op", Here("x"))
+    ((_, active),) = local.executor.get_active_states("op")
     assert (active.machine_id, active.step) == (machine, 2)
     assert after_it.arming != before.arming
     assert after_it.armed["late"] > before.armed["late"]  # pyright: ignore[reportOperatorIssue]
-    assert loop.redis.zscore(loop.keys.schedule, before.entry) is None
-    assert loop.redis.zscore(loop.keys.schedule, after_it.entry) is not None
+    assert local.redis.zscore(local.keys().schedule, before.entry) is None
+    assert local.redis.zscore(local.keys().schedule, after_it.entry) is not None
 
 
-def test_a_to_a_counts_visits(loop: Loop) -> None:
+def test_a_to_a_counts_visits(local: Local) -> None:
     """A→A: the inactive record counts how often the state was left, and is there while the state is active.
     (semantics 24)"""
-    (machine,) = loop.add("op", Here("x"))
+    (machine,) = local.add("op", Here("x"))
     for visits in (1, 2, 3):
-        send(loop, "here x")
-        assert inactive(loop)[Here("x")].visits == visits
-        assert loop.executor.contains_active_state(StateMachine("op", Here("x")))
-    assert path(loop, machine) == [(step, Here("x")) for step in (1, 2, 3, 4)]
-    send(loop, "end x")
-    assert inactive(loop)[Here("x")].visits == 4
-    assert not loop.executor.has_active_states("op")
+        send(local, "here x")
+        assert inactive(local)[Here("x")].visits == visits
+        assert local.executor.contains_active_state(StateMachine("op", Here("x")))
+    assert path(local, machine) == [(step, Here("x")) for step in (1, 2, 3, 4)]
+    send(local, "end x")
+    assert inactive(local)[Here("x")].visits == 4
+    assert not local.executor.has_active_states("op")
 
 
-def test_a_visit_that_is_over_cannot_act_on_the_next(loop: Loop) -> None:
+def test_a_visit_that_is_over_cannot_act_on_the_next(local: Local) -> None:
     """A→A: a deadline of an earlier visit that was claimed and not applied is nothing to the present one.
     (semantics 24)"""
-    loop.add("op", Here("x"))
-    old = loop.stored("op", Here("x"))
-    send(loop, "here x")
-    loop.redis.zadd(loop.keys.schedule, {old.entry: 0, f"{old.entry}:late": 0})
-    loop.run()
-    assert loop.active("op") == [Here("x")]
-    assert loop.redis.zscore(loop.keys.schedule, old.entry) is None
+    local.add("op", Here("x"))
+    old = local.stored("op", Here("x"))
+    send(local, "here x")
+    local.redis.zadd(local.keys().schedule, {old.entry: 0, f"{old.entry}:late": 0})
+    local.run()
+    assert local.active("op") == [Here("x")]
+    assert local.redis.zscore(local.keys().schedule, old.entry) is None
 
 
-def test_a_to_b_to_a(loop: Loop) -> None:
+def test_a_to_b_to_a(local: Local) -> None:
     """A→B→A: into a state that is inactive already: it is active again, its inactive record stays. (semantics 25)"""
-    (machine,) = loop.add("op", Here("x"))
-    send(loop, "there x")
-    first = inactive(loop)[Here("x")]
-    send(loop, "here x")
-    assert loop.active("op") == [Here("x")]
-    assert inactive(loop)[Here("x")] == first
-    assert loop.executor.contains_inactive_state(StateMachine("op", Here("x")))
-    assert loop.executor.contains_active_state(StateMachine("op", Here("x")))
-    send(loop, "there x")
-    assert {state: found.visits for state, found in inactive(loop).items()} == {Here("x"): 2, There("x"): 1}
-    assert path(loop, machine) == [(1, Here("x")), (2, There("x")), (3, Here("x")), (4, There("x"))]
+    (machine,) = local.add("op", Here("x"))
+    send(local, "there x")
+    first = inactive(local)[Here("x")]
+    send(local, "here x")
+    assert local.active("op") == [Here("x")]
+    assert inactive(local)[Here("x")] == first
+    assert local.executor.contains_inactive_state(StateMachine("op", Here("x")))
+    assert local.executor.contains_active_state(StateMachine("op", Here("x")))
+    send(local, "there x")
+    assert {state: found.visits for state, found in inactive(local).items()} == {Here("x"): 2, There("x"): 1}
+    assert path(local, machine) == [(1, Here("x")), (2, There("x")), (3, Here("x")), (4, There("x"))]
 
 
-def test_first_and_last_times_of_a_state_visited_twice(loop: Loop) -> None:
+def test_first_and_last_times_of_a_state_visited_twice(local: Local) -> None:
     """A state visited twice has one record: created when first entered, exited when last left. (semantics 25)"""
-    loop.add("op", Here("x"))
-    send(loop, "there x")
-    first = inactive(loop)[Here("x")]
-    loop.wait_past(loop.now_ms())
-    send(loop, "here x")
-    send(loop, "there x")
-    second = inactive(loop)[Here("x")]
+    local.add("op", Here("x"))
+    send(local, "there x")
+    first = inactive(local)[Here("x")]
+    local.wait_past(local.now_ms())
+    send(local, "here x")
+    send(local, "there x")
+    second = inactive(local)[Here("x")]
     assert second.created_at == first.created_at
     assert second.exited_at > first.exited_at
 
 
-def test_adding_a_state_that_was_re_entered_is_refused(loop: Loop) -> None:
+def test_adding_a_state_that_was_re_entered_is_refused(local: Local) -> None:
     """A state that is active again after it was inactive exists, like any other, and the first add knows itself.
     (semantics 25)"""
-    loop.add("op", Here("x"))
-    send(loop, "there x")
-    send(loop, "here x")
-    (again,) = loop.executor.add_state_machines([StateMachine("op", Here("x"))], exist_ok=True)
-    ((_, active),) = loop.executor.get_active_states("op")
+    local.add("op", Here("x"))
+    send(local, "there x")
+    send(local, "here x")
+    (again,) = local.executor.add_state_machines([StateMachine("op", Here("x"))], exist_ok=True)
+    ((_, active),) = local.executor.get_active_states("op")
     assert again == active.machine_id
 
 
 # --- into a terminal state that is there -----------------------------------------------------------------------------
 
 
-def test_two_machines_end_in_one_terminal_state(loop: Loop) -> None:
+def test_two_machines_end_in_one_terminal_state(local: Local) -> None:
     """Into a terminal state already there: one record, visits counted, first times and first machine kept.
     (semantics 26)"""
-    one, two = loop.add("op", Here("1"), Here("2"))
-    send(loop, "end x", one)
-    first = inactive(loop)[End("x")]
+    one, two = local.add("op", Here("1"), Here("2"))
+    send(local, "end x", one)
+    first = inactive(local)[End("x")]
     assert first.created_at == first.exited_at
     assert (first.visits, first.terminal, first.machine_id) == (1, True, one)
-    loop.wait_past(loop.now_ms())
-    send(loop, "end x", two)
-    second = inactive(loop)[End("x")]
+    local.wait_past(local.now_ms())
+    send(local, "end x", two)
+    second = inactive(local)[End("x")]
     assert (second.visits, second.machine_id) == (2, one)
     assert (second.created_at, second.exited_at) == (first.created_at, first.exited_at)
-    assert path(loop, two) == [(1, Here("2")), (2, End("x"))]
-    assert not loop.executor.has_active_states("op")
+    assert path(local, two) == [(1, Here("2")), (2, End("x"))]
+    assert not local.executor.has_active_states("op")
 
 
-def test_two_that_end_in_one_terminal_state_in_one_group(loop: Loop) -> None:
+def test_two_that_end_in_one_terminal_state_in_one_group(local: Local) -> None:
     """Machines that end in one terminal state in the same batch lose no visit. (semantics 26)"""
-    loop.add("op", *[Here(str(n)) for n in range(5)])
+    local.add("op", *[Here(str(n)) for n in range(5)])
     for _ in range(5):
-        loop.executor.signal("op", go, "end x")
-    loop.settle("op")
-    assert inactive(loop)[End("x")].visits == 5
-    assert moves(loop) == 5
+        local.executor.signal("op", go, "end x")
+    local.settle("op")
+    assert inactive(local)[End("x")].visits == 5
+    assert moves(local) == 5
 
 
-def test_two_that_end_in_one_terminal_state_at_the_same_time(
-    loop: Loop, server: EmbeddedServer, namespace: str
-) -> None:
+def test_two_that_end_in_one_terminal_state_at_the_same_time(local: Local) -> None:
     """One that ends between another's look and its commit makes that look again: both visits count. (semantics 26)"""
-    one, two = loop.add("op", Here("1"), Here("2"))
-    other = Loop(server.url, namespace, {"walk": walk})
-    loop.executor.signal("op", go, "end x", machine=one)
+    one, two = local.add("op", Here("1"), Here("2"))
+    other = local.another()
+    local.executor.signal("op", go, "end x", machine=one)
 
     def meanwhile() -> None:
-        loop.executor.signal("op", go, "end x", machine=two)
+        local.executor.signal("op", go, "end x", machine=two)
         other.run()
 
-    loop.driver.before_commit(meanwhile)
-    loop.settle("op")
-    assert loop.driver.acted == 1
-    found = inactive(loop)[End("x")]
+    with local.before_moves(meanwhile):
+        local.settle("op")
+    found = inactive(local)[End("x")]
     assert (found.visits, found.machine_id) == (2, two)
 
 
 # --- merging ---------------------------------------------------------------------------------------------------------
 
 
-def check_merged(loop: Loop, gone: str, going_on: str) -> None:
+def check_merged(local: Local, gone: str, going_on: str) -> None:
     """One machine goes on in There("x"); both histories say so."""
-    ((machine, active),) = loop.executor.get_active_states("op")
+    ((machine, active),) = local.executor.get_active_states("op")
     assert (machine.state, active.machine_id) == (There("x"), going_on)
-    (merging,) = [update for update in loop.history("op") if update.merged_into]
+    (merging,) = [update for update in local.history("op") if update.merged_into]
     assert (merging.machine_id, merging.merged_into, merging.state) == (gone, going_on, There("x"))
-    assert [found.merged_into for found in inactive(loop).values() if found.machine_id == gone] == [going_on]
+    assert [found.merged_into for found in inactive(local).values() if found.machine_id == gone] == [going_on]
 
 
-def check_ends_once(loop: Loop) -> None:
+def check_ends_once(local: Local) -> None:
     """The merged machine transitions once."""
-    before = moves(loop)
-    loop.executor.signal("op", go, "end x")
-    loop.settle("op")
-    assert moves(loop) == before + 1
-    assert inactive(loop)[There("x")].visits == 1
-    assert inactive(loop)[End("x")].visits == 1
-    assert len([update for update in loop.history("op") if update.state == End("x")]) == 1
+    before = moves(local)
+    local.executor.signal("op", go, "end x")
+    local.settle("op")
+    assert moves(local) == before + 1
+    assert inactive(local)[There("x")].visits == 1
+    assert inactive(local)[End("x")].visits == 1
+    assert len([update for update in local.history("op") if update.state == End("x")]) == 1
 
 
-def test_one_after_the_other_merges(loop: Loop) -> None:
+def test_one_after_the_other_merges(local: Local) -> None:
     """A machine that reaches an active state ends there; the one that was there goes on, with its timers.
     (semantics 27)"""
-    one, two = loop.add("op", Here("1"), Here("2"))
-    send(loop, "there x", one)
-    armed = loop.stored("op", There("x"))
-    send(loop, "there x", two)
-    check_merged(loop, two, one)
-    assert loop.stored("op", There("x")) == armed
-    assert loop.redis.zcard(loop.keys.schedule) == 1
-    check_ends_once(loop)
+    one, two = local.add("op", Here("1"), Here("2"))
+    send(local, "there x", one)
+    armed = local.stored("op", There("x"))
+    send(local, "there x", two)
+    check_merged(local, two, one)
+    assert local.stored("op", There("x")) == armed
+    assert local.redis.zcard(local.keys().schedule) == 1
+    check_ends_once(local)
 
 
-def test_two_of_one_group_merge(loop: Loop) -> None:
+def test_two_of_one_group_merge(local: Local) -> None:
     """Two machines that reach one state in the same batch become one, which transitions once. (semantics 27)"""
-    one, two = loop.add("op", Here("1"), Here("2"))
-    loop.executor.signal("op", go, "there x", machine=one)
-    loop.executor.signal("op", go, "there x", machine=two)
-    loop.run()
-    (found,) = loop.executor.get_active_states("op")
+    one, two = local.add("op", Here("1"), Here("2"))
+    local.executor.signal("op", go, "there x", machine=one)
+    local.executor.signal("op", go, "there x", machine=two)
+    local.run()
+    (found,) = local.executor.get_active_states("op")
     going_on = found[1].machine_id
-    check_merged(loop, two if going_on == one else one, going_on)
-    check_ends_once(loop)
+    check_merged(local, two if going_on == one else one, going_on)
+    check_ends_once(local)
 
 
-def test_two_merge_at_the_same_time(loop: Loop, server: EmbeddedServer, namespace: str) -> None:
+def test_two_merge_at_the_same_time(local: Local) -> None:
     """One that arrives between another's look and its commit goes on; the other looks again and merges. (semantics
     27)"""
-    one, two = loop.add("op", Here("1"), Here("2"))
-    other = Loop(server.url, namespace, {"walk": walk})
-    loop.executor.signal("op", go, "there x", machine=one)
+    one, two = local.add("op", Here("1"), Here("2"))
+    other = local.another()
+    local.executor.signal("op", go, "there x", machine=one)
 
     def meanwhile() -> None:
-        loop.executor.signal("op", go, "there x", machine=two)
+        local.executor.signal("op", go, "there x", machine=two)
         other.run()
 
-    loop.driver.before_commit(meanwhile)
-    loop.until(lambda: len(loop.active("op")) == 1, "both to have merged")
-    assert loop.driver.acted == 1
-    check_merged(loop, one, two)
-    check_ends_once(loop)
+    with local.before_moves(meanwhile):
+        local.until(lambda: len(local.active("op")) == 1, "both to have merged")
+    check_merged(local, one, two)
+    check_ends_once(local)
 
 
-def test_merging_while_the_other_leaves(loop: Loop, server: EmbeddedServer, namespace: str) -> None:
+def test_merging_while_the_other_leaves(local: Local) -> None:
     """A machine about to merge into one that leaves meanwhile enters the state itself. (semantics 27)"""
-    one, two = loop.add("op", Here("1"), Here("2"))
-    other = Loop(server.url, namespace, {"walk": walk})
-    send(loop, "there x", one)
-    loop.executor.signal("op", go, "there x", machine=two)
+    one, two = local.add("op", Here("1"), Here("2"))
+    other = local.another()
+    send(local, "there x", one)
+    local.executor.signal("op", go, "there x", machine=two)
 
     def meanwhile() -> None:
-        loop.executor.signal("op", go, "end one", machine=one)
+        local.executor.signal("op", go, "end one", machine=one)
         other.run()
 
-    loop.driver.before_commit(meanwhile)
-    loop.until(lambda: loop.active("op") == [There("x")], "the second to have arrived")
-    assert loop.driver.acted == 1
-    ((_, active),) = loop.executor.get_active_states("op")
+    with local.before_moves(meanwhile):
+        local.until(lambda: local.active("op") == [There("x")], "the second to have arrived")
+    ((_, active),) = local.executor.get_active_states("op")
     assert active.machine_id == two
-    assert not [update for update in loop.history("op") if update.merged_into]
-    send(loop, "end x", two)
-    assert inactive(loop)[There("x")].visits == 2
+    assert not [update for update in local.history("op") if update.merged_into]
+    send(local, "end x", two)
+    assert inactive(local)[There("x")].visits == 2
 
 
-def test_many_merge_under_two_drains(loop: Loop, server: EmbeddedServer, namespace: str) -> None:
+def test_many_merge_under_two_drains(local: Local) -> None:
     """However two drains share the work: of 40 machines that reach one state, one goes on and 39 merged. (semantics
     27)"""
-    machines = loop.add("op", *[Here(str(n)) for n in range(40)])
-    drains = [Loop(server.url, namespace, {"walk": walk}) for _ in range(2)]
+    machines = local.add("op", *[Here(str(n)) for n in range(40)])
+    drains = [local.another() for _ in range(2)]
     threads = [
-        threading.Thread(target=one.until, args=(lambda: len(loop.active("op")) == 1, "all to have merged"))
+        threading.Thread(target=one.until, args=(lambda: len(local.active("op")) == 1, "all to have merged"))
         for one in drains
     ]
     for thread in threads:
         thread.start()
     for machine in machines:
-        loop.executor.signal("op", go, "there x", machine=machine)
+        local.executor.signal("op", go, "there x", machine=machine)
     for thread in threads:
         thread.join(30)
-    ((_, active),) = loop.executor.get_active_states("op")
-    merged = [update for update in loop.history("op") if update.merged_into]
+    ((_, active),) = local.executor.get_active_states("op")
+    merged = [update for update in local.history("op") if update.merged_into]
     assert {update.merged_into for update in merged} == {active.machine_id}
     assert {update.machine_id for update in merged} == set(machines) - {active.machine_id}
     assert len(merged) == 39
-    assert moves(loop) == 40
-    check_ends_once(loop)
+    assert moves(local) == 40
+    check_ends_once(local)
 
 
-def test_machines_of_two_operations_do_not_merge(loop: Loop) -> None:
+def test_machines_of_two_operations_do_not_merge(local: Local) -> None:
     """Merging is within an operation: an equal state of another operation is another machine. (semantics 27)"""
-    loop.add("op", Here("1"))
-    loop.add("other", Here("1"))
+    local.add("op", Here("1"))
+    local.add("other", Here("1"))
     for op in ("op", "other"):
-        loop.executor.signal(op, go, "there x")
-    loop.run()
-    assert loop.active("op") == loop.active("other") == [There("x")]
+        local.executor.signal(op, go, "there x")
+    local.run()
+    assert local.active("op") == local.active("other") == [There("x")]
 
 
 # --- spawning what is left -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("to", ["twin x", "shadow x"])
-def test_spawning_an_equal_machine_is_refused(loop: Loop, to: str) -> None:
+def test_spawning_an_equal_machine_is_refused(local: Local, to: str) -> None:
     """Spawning a machine equal to the one being left, or to the one entered, is a duplicate: nothing commits, the
     transition is retried, then the machine is quarantined with the error. (semantics 28)"""
-    loop.add("op", Here("1"))
-    send(loop, to)
-    loop.until(lambda: loop.explained("op").status == "quarantined", "the machine to be quarantined")
-    explained = loop.explained("op")
+    local.add("op", Here("1"))
+    send(local, to)
+    local.until(lambda: local.explained("op").status == "quarantined", "the machine to be quarantined")
+    explained = local.explained("op")
     assert explained.attempts == 2
     assert explained.last_error.startswith("StateAlreadyExists: ")
     assert "op" in explained.last_error
-    assert loop.active("op") == [Here("1")]
-    assert inactive(loop) == {}
-    assert moves(loop) == 0
-    assert len(loop.history("op")) == 1
+    assert local.active("op") == [Here("1")]
+    assert inactive(local) == {}
+    assert moves(local) == 0
+    assert len(local.history("op")) == 1
 
 
-def test_a_drain_is_not_stopped_by_it(loop: Loop) -> None:
+def test_a_drain_is_not_stopped_by_it(local: Local) -> None:
     """The other machines of the batch go on. (semantics 28)"""
-    loop.add("op", Here("1"), Here("2"))
-    loop.executor.signal("op", go, "twin x")
-    loop.executor.signal("op", go, "end y")
-    Drain(loop.driver, loop.keys, loop.engine.instances, loop.engine.leases, loop.sent).run()
-    assert End("y") in inactive(loop)
+    local.add("op", Here("1"), Here("2"))
+    local.executor.signal("op", go, "twin x")
+    local.executor.signal("op", go, "end y")
+    Drain(local.driver, local.keys(), local.engine.instances, local.engine.leases, local.sent).run()
+    assert End("y") in inactive(local)

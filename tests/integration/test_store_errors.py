@@ -31,7 +31,7 @@ from smqueue.errors import (
     WrongShardCount,
 )
 from tests.apps import faulty
-from tests.integration.driving import Loop
+from tests.inprocess import Local, Play
 from tests.waiting import wait_until
 from tests.workers import Worker, running
 
@@ -253,7 +253,7 @@ def test_workers_keep_trying_and_say_so_once(server: EmbeddedServer, namespace: 
     with tempfile.TemporaryDirectory(prefix="smq") as data, EmbeddedServer(Path(data), fsync="always") as state:
         env = {"TEST_BROKER_URL": server.broker_url, "TEST_STATE_URL": state.url, "TEST_NAMESPACE": namespace}
         env |= {"TEST_QUEUE": namespace, "TEST_DIR": data}
-        client = Loop(state.url, namespace, {"faulty": faulty.faulty})
+        client = Local(state.url, namespace, {"faulty": faulty.faulty})
         client.add("op", faulty.Trying(1))
         state.stop()
         with running(one := Worker("tests.apps.faulty", env, ["-c", "1"])):
@@ -333,15 +333,15 @@ def test_wrong_annotations(kind: str) -> None:
     assert "handler" in lines[0]
 
 
-def test_a_state_of_two_instances(server: EmbeddedServer, namespace: str) -> None:
+def test_a_state_of_two_instances(play: Play) -> None:
     """A state whose module is registered twice is refused unless it is said which is meant; the error names both."""
-    loop = Loop(server.url, namespace, {"left": plain, "right": plain})
+    local = play(left=plain, right=plain)
     with raises(AmbiguousModule) as lines:
-        loop.executor.add_state_machines([StateMachine("op", Begun(1))])
+        local.executor.add_state_machines([StateMachine("op", Begun(1))])
     assert "left" in lines[0]
     assert "right" in lines[0]
-    loop.add("op", Begun(1), module="left")
-    assert not loop.executor.contains_active_state(StateMachine("op", Begun(1), "right"))
+    local.add("op", Begun(1), module="left")
+    assert not local.executor.contains_active_state(StateMachine("op", Begun(1), "right"))
 
 
 def test_a_state_registered_with_two_modules() -> None:

@@ -95,7 +95,7 @@ def in_handler(local: Local, step: Callable[[Transaction], object], op: str = "o
     local.executor.add_state_machines(machines(op, Doing()))
     local.executor.signal(op, go, "step")
     stays = StateMachine(op, Doing())
-    local.drive(lambda: not local.executor.contains_active_state(stays) or quarantined(local, op))
+    local.until(lambda: not local.executor.contains_active_state(stays) or quarantined(local, op))
 
 
 def quarantined(local: Local, op: str = "op") -> str | None:
@@ -237,7 +237,7 @@ def test_reads_are_consistent_at_commit(local: Local, run: Runner, how: str) -> 
         run(local, fn)
     assert seen[0] in (None, [None, None], {}, False, set(), [])
     assert seen[1] in ("new", b"new", ["new", None], {"f": "new"}, True, {"f"}, ["f"])
-    assert cast("Any", local.redis).lrange(local.keys().data("notes", "committed"), 0, -1) == [b"2"]
+    assert local.listed("notes", "committed") == [b"2"]
 
 
 def test_shared_reads_are_consistent_at_commit(local: Local) -> None:
@@ -285,7 +285,7 @@ def test_handlers_of_one_group_lose_no_update(local: Local) -> None:
     local.executor.add_state_machines([StateMachine(op, Doing()) for op in ids])
     for op in ids:
         local.executor.signal(op, go, "count")
-    local.drive()
+    local.run()
     assert local.data("notes", "n") == b"30"
     assert list(local.executor.get_active_operations()) == []
 
@@ -435,7 +435,7 @@ def test_members_of_one_group_are_checked_against_each_other(local: Local) -> No
     local.executor.signal("a", go, "list")
     local.executor.signal("b", go, "count")
     local.due_in_order(*machines("a", Doing()), *machines("b", Doing()))
-    local.drive(lambda: quarantined(local, "b"))
+    local.until(lambda: quarantined(local, "b"))
     assert local.active("a") == []
     assert (quarantined(local, "b") or "").startswith("WrongKind: ")
     assert local.data("notes", "sum") is None
@@ -448,7 +448,7 @@ def test_counters_of_one_group_do_not_overflow_together(local: Local) -> None:
     local.executor.add_state_machines([*machines("a", Doing()), *machines("b", Doing())])
     for op in ("a", "b"):
         local.executor.signal(op, go, "count")
-    local.drive()
+    local.run()
     errors = [error for op in ("a", "b") if (error := quarantined(local, op))]
     assert [error.partition(":")[0] for error in errors] == ["WrongKind"]
     assert sum(local.executor.has_active_states(op) for op in ("a", "b")) == 1
@@ -727,12 +727,12 @@ def test_a_task_that_cannot_be_sent_is_sent_later_under_its_id(local: Local, run
     assert local.sent.tasks == []
     local.sent.down = False
     local.requests_due()
-    local.drive(lambda: local.sent.tasks)
+    local.until(lambda: local.sent.tasks)
     assert [(name, args, task_id) for name, args, _, task_id, _ in local.sent.tasks] == [
         ("later", [1], json.loads(stored)["id"])
     ]
     local.requests_due()
-    local.drive()
+    local.run()
     assert len(local.sent.tasks) == 1
     assert not local.redis.exists(local.keys().requests)
 
@@ -750,7 +750,7 @@ def test_a_task_sent_twice_has_one_id(local: Local, play: Play) -> None:
         local.executor.autocommit(lambda tx: tx.send_task("twice"))
     second = play(notes=notes)
     second.requests_due()
-    second.drive(lambda: second.sent.tasks)
+    second.until(lambda: second.sent.tasks)
     assert [task[3] for task in local.sent.tasks] == [task[3] for task in second.sent.tasks]
 
 
@@ -766,7 +766,7 @@ def test_a_signal_is_delivered_right_after_the_commit(local: Local, run: Runner)
     with pytest.raises(ValueError):
         local.executor.autocommit(failing)
     run(local, lambda tx: tx.signal("debtor", pay, Amount(5)))
-    local.drive(lambda: not local.executor.has_active_states("debtor"))
+    local.settle("debtor")
     assert local.data("notes", "paid") == b"5"
 
 
@@ -793,8 +793,8 @@ def test_a_signal_is_delivered_exactly_once_although_its_worker_dies(
         drain.relay.own(first)
         drain.run()
     two[0].requests_due()
-    two[0].drive()
-    paid = cast("list[bytes]", local.redis.lrange(local.keys().data("notes", "payments"), 0, -1))
+    two[0].run()
+    paid = cast("list[bytes]", local.listed("notes", "payments"))
     assert paid == [b"0"]
     assert not local.redis.exists(local.keys().requests)
     assert local.executor.explain("debtor").buffered == ()
@@ -804,7 +804,7 @@ def test_a_signal_to_nobody_yet_is_kept(local: Local) -> None:
     """A signal sent by a transaction before its operation starts is kept for it."""
     local.executor.autocommit(lambda tx: tx.signal("debtor", "pay", {"euros": 3}))
     local.executor.add_state_machines(machines("debtor", Owing()))
-    local.drive()
+    local.run()
     assert local.data("notes", "paid") == b"3"
 
 
@@ -949,7 +949,7 @@ def test_a_lost_commit_is_made_once(play: Play, proxy: Proxy, trouble: str) -> N
 
     assert local.executor.autocommit(fn) is None
     assert proxy.lost == 1
-    local.drive()
+    local.run()
     assert local.data("notes", "n") == b"1"
     assert len(local.sent.tasks) == 1
     assert local.redis.llen(local.keys().data("notes", "payments")) == 1
@@ -965,7 +965,7 @@ def test_a_transition_whose_reply_was_lost_is_made_once(play: Play, proxy: Proxy
         calm.executor.signal(op, pay, Amount(1))
     local.executor.has_active_states("op")
     proxy.lose_replies(lost)
-    local.drive(lambda: not list(calm.executor.get_active_operations()))
+    local.until(lambda: not list(calm.executor.get_active_operations()))
     assert proxy.lost >= 1
     assert calm.data("notes", "paid") == b"4"
     for op in ids:
@@ -997,7 +997,7 @@ def test_a_signal_to_another_shard_arrives_once(play: Play) -> None:
     here, there = _apart(local)
     local.executor.add_state_machines(machines(there, Owing()))
     local.executor.autocommit(lambda tx: tx.signal(there, pay, Amount(5)), operation_id=here)
-    local.drive(lambda: not local.executor.has_active_states(there))
+    local.settle(there)
     key = local.keys(there).data("notes", "payments")
     assert cast("Any", local.redis).lrange(key, 0, -1) == [b"5"]
 
@@ -1007,7 +1007,7 @@ def test_machines_for_another_shard_are_started_there(play: Play) -> None:
     local = play(notes=notes, shards=4)
     here, there = _apart(local)
     local.executor.autocommit(lambda tx: tx.add_state_machines(machines(there, Owing())), operation_id=here)
-    local.drive(lambda: local.active(there) == [Owing()], "the machine is active there", timeout_s=3)
+    local.until(lambda: local.active(there) == [Owing()], "the machine is active there", timeout_s=3)
     assert local.executor.signal(there, pay, Amount(1)) is Delivery.DELIVERED
 
 

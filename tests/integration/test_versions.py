@@ -12,7 +12,7 @@ import pytest
 from smqueue import Module, Retry, State, StateMachine, Transaction, Update, after, poll
 from smqueue.embedded import EmbeddedServer
 from smqueue.errors import NewerRecord, StateAlreadyExists, UndecodableRecord
-from tests.integration.driving import Loop
+from tests.inprocess import Local
 
 
 @dataclass
@@ -135,9 +135,9 @@ class Releases:
     server: EmbeddedServer
     namespace: str
 
-    def of(self, code: Code | None, **modules: Module[Any]) -> Loop:
+    def of(self, code: Code | None, **modules: Module[Any]) -> Local:
         given = {**modules, **({"shop": code.module} if code is not None else {})}
-        return Loop(self.server.url, self.namespace, given)
+        return Local(self.server.url, self.namespace, given)
 
 
 @pytest.fixture
@@ -145,12 +145,12 @@ def releases(server: EmbeddedServer, namespace: str) -> Releases:
     return Releases(server, namespace)
 
 
-def ended(loop: Loop, op: str) -> list[Any]:
-    return [machine.state for machine, found in loop.executor.get_inactive_states(op) if found.terminal]
+def ended(local: Local, op: str) -> list[Any]:
+    return [machine.state for machine, found in local.executor.get_inactive_states(op) if found.terminal]
 
 
-def entries(loop: Loop) -> dict[bytes, float]:
-    return dict(loop.redis.zrange(loop.keys.schedule, 0, -1, withscores=True))
+def entries(local: Local) -> dict[bytes, float]:
+    return dict(local.redis.zrange(local.keys().schedule, 0, -1, withscores=True))
 
 
 # --- what a worker cannot run ----------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_a_newer_record_is_left_for_newer_code(releases: Releases, caplog: pytes
                 old.make_due(entry.decode())
             old.run()
     assert old.active("old") == [old_code.ticket("Bob")]
-    assert old.redis.hlen(old.keys.quarantine) == 0
+    assert old.redis.hlen(old.keys().quarantine) == 0
     assert caplog.text.count("left for another worker") == 1
     (due,) = [score for entry, score in entries(old).items() if b":" in entry and score < old.now_ms() + 60_000]
     assert due <= old.now_ms() + 2_000
@@ -182,7 +182,7 @@ def test_a_newer_record_is_left_for_newer_code(releases: Releases, caplog: pytes
         new.make_due(entry.decode())
     new.settle("new")
     assert ended(new, "new") == [new_code.done("2 done")]
-    assert new.redis.get(new.keys.data("shop", "went")) == b"1"
+    assert new.redis.get(new.keys().data("shop", "went")) == b"1"
 
 
 def test_an_unknown_module_is_left_for_who_has_it(releases: Releases, caplog: pytest.LogCaptureFixture) -> None:
@@ -200,7 +200,7 @@ def test_an_unknown_module_is_left_for_who_has_it(releases: Releases, caplog: py
             lacking.make_due(entry.decode())
         lacking.run()
     assert lacking.active("good") == [code.ticket("Bob")]
-    assert lacking.redis.hlen(lacking.keys.quarantine) == 0
+    assert lacking.redis.hlen(lacking.keys().quarantine) == 0
     assert "left for another worker: No module elsewhere is registered here" in caplog.text
     assert list(lacking.executor.get_active_states("op")) == []
     assert lacking.executor.has_active_states("op")
@@ -216,15 +216,15 @@ def test_an_unknown_module_is_left_for_who_has_it(releases: Releases, caplog: py
 def test_a_state_type_that_is_gone_is_set_aside(releases: Releases) -> None:
     """A state that a module of that very version does not know is set aside, not left. (semantics 32)"""
     code = release(1)
-    loop = releases.of(code)
-    loop.add("op", code.waiting(1))
-    loop.executor.signal("op", code.go, "Bob")
+    local = releases.of(code)
+    local.add("op", code.waiting(1))
+    local.executor.signal("op", code.go, "Bob")
     gone = release(1)
     del gone.module.types["Waiting"]
     gone.module._registrations = [given for given in gone.module._registrations if given.name != "waited"]  # pyright: ignore[reportPrivateUsage]
     without = releases.of(gone)
     without.run()
-    assert without.redis.hlen(without.keys.quarantine) == 1
+    assert without.redis.hlen(without.keys().quarantine) == 1
     assert "no state Waiting" in without.explained("op").last_error
 
 
@@ -243,7 +243,7 @@ def test_older_code_may_not_move_a_newer_record(releases: Releases) -> None:
 # --- migration -------------------------------------------------------------------------------------------------------
 
 
-def migrated(releases: Releases) -> tuple[Loop, Code, str]:
+def migrated(releases: Releases) -> tuple[Local, Code, str]:
     """A ticket of version 1, in the hands of version 2."""
     old_code, new_code = release(1), release(2)
     old = releases.of(old_code)
@@ -254,58 +254,58 @@ def migrated(releases: Releases) -> tuple[Loop, Code, str]:
 def test_an_older_record_is_migrated(releases: Releases) -> None:
     """Newer code reads older records by way of its migration: queries, updates, explain and handlers see the new
     form. (semantics 32)"""
-    loop, code, machine = migrated(releases)
+    local, code, machine = migrated(releases)
     new = code.ticket("Ann", "Lee")
-    assert loop.active("op") == [new]
-    assert loop.executor.contains_active_state(StateMachine("op", new))
-    assert loop.executor.await_active_state(StateMachine("op", new), 5).machine_id == machine
-    assert loop.explained("op").machine == StateMachine("op", new, "shop")
-    assert [update.state for update in loop.history("op")] == [new]
-    loop.executor.signal("op", code.go, "done")
-    loop.settle("op")
-    assert ended(loop, "op") == [code.done("2 done")]
-    assert loop.executor.contains_inactive_state(StateMachine("op", new))
-    assert [update.state for update in loop.history("op")] == [new, code.done("2 done")]
+    assert local.active("op") == [new]
+    assert local.executor.contains_active_state(StateMachine("op", new))
+    assert local.executor.await_active_state(StateMachine("op", new), 5).machine_id == machine
+    assert local.explained("op").machine == StateMachine("op", new, "shop")
+    assert [update.state for update in local.history("op")] == [new]
+    local.executor.signal("op", code.go, "done")
+    local.settle("op")
+    assert ended(local, "op") == [code.done("2 done")]
+    assert local.executor.contains_inactive_state(StateMachine("op", new))
+    assert [update.state for update in local.history("op")] == [new, code.done("2 done")]
 
 
 def test_identity_is_compared_after_migration(releases: Releases) -> None:
     """The migrated form of a record is the same machine: adding it says that it exists, active or inactive.
     (semantics 13)"""
-    loop, code, machine = migrated(releases)
+    local, code, machine = migrated(releases)
     new = StateMachine("op", code.ticket("Ann", "Lee"))
     with pytest.raises(StateAlreadyExists):
-        loop.executor.add_state_machines([new])
-    assert loop.executor.add_state_machines([new], exist_ok=True) == [machine]
-    assert loop.executor.add_state_machines([StateMachine("op", code.ticket("Ann", "Other"))]) != [machine]
-    loop.executor.signal("op", code.go, "done", machine=machine)
-    loop.run()
+        local.executor.add_state_machines([new])
+    assert local.executor.add_state_machines([new], exist_ok=True) == [machine]
+    assert local.executor.add_state_machines([StateMachine("op", code.ticket("Ann", "Other"))]) != [machine]
+    local.executor.signal("op", code.go, "done", machine=machine)
+    local.run()
     with pytest.raises(StateAlreadyExists):
-        loop.executor.add_state_machines([new])
+        local.executor.add_state_machines([new])
 
 
 def test_entering_a_state_that_is_stored_in_its_older_form(releases: Releases) -> None:
     """A→A of a record of an older version leaves the old form and enters the new: one machine, one active record.
     (semantics 24)"""
-    loop, code, machine = migrated(releases)
-    loop.executor.signal("op", code.go, "same")
-    loop.run()
-    ((found, active),) = loop.executor.get_active_states("op")
+    local, code, machine = migrated(releases)
+    local.executor.signal("op", code.go, "same")
+    local.run()
+    ((found, active),) = local.executor.get_active_states("op")
     assert (found.state, active.machine_id, active.step) == (code.ticket("Ann", "Lee"), machine, 2)
-    assert loop.redis.hlen(loop.keys.active("op")) == 1
-    loop.executor.signal("op", code.go, "done")
-    loop.settle("op")
-    assert ended(loop, "op") == [code.done("2 done")]
+    assert local.redis.hlen(local.keys().active("op")) == 1
+    local.executor.signal("op", code.go, "done")
+    local.settle("op")
+    assert ended(local, "op") == [code.done("2 done")]
 
 
 def test_merging_with_the_older_form(releases: Releases) -> None:
     """A machine that reaches a state stored in its older form merges with the machine there. (semantics 27)"""
-    loop, code, machine = migrated(releases)
-    (second,) = loop.add("op", code.waiting(1))
-    loop.executor.signal("op", code.go, "Ann Lee", machine=second)
-    loop.run()
-    ((_, active),) = loop.executor.get_active_states("op")
+    local, code, machine = migrated(releases)
+    (second,) = local.add("op", code.waiting(1))
+    local.executor.signal("op", code.go, "Ann Lee", machine=second)
+    local.run()
+    ((_, active),) = local.executor.get_active_states("op")
     assert active.machine_id == machine
-    assert [update.merged_into for update in loop.history("op") if update.machine_id == second] == [None, machine]
+    assert [update.merged_into for update in local.history("op") if update.machine_id == second] == [None, machine]
 
 
 def test_a_migration_that_raises_sets_the_record_aside(releases: Releases) -> None:
@@ -315,13 +315,13 @@ def test_a_migration_that_raises_sets_the_record_aside(releases: Releases) -> No
     old.add("op", old_code.ticket("Ann Lee"), old_code.waiting(1))
     old.executor.signal("op", old_code.go, "done", machine=old.executor.add_state_machines(
         [StateMachine("op", old_code.ticket("Ann Lee"))], exist_ok=True)[0])  # fmt: skip
-    loop = releases.of(broken)
-    loop.run()
-    assert loop.redis.hlen(loop.keys.quarantine) == 1
-    assert {found.status for found in loop.executor.explain("op").active} == {"quarantined", "waiting"}
-    assert any("migration" in (found.last_error or "") for found in loop.executor.explain("op").active)
+    local = releases.of(broken)
+    local.run()
+    assert local.redis.hlen(local.keys().quarantine) == 1
+    assert {found.status for found in local.executor.explain("op").active} == {"quarantined", "waiting"}
+    assert any("migration" in (found.last_error or "") for found in local.executor.explain("op").active)
     with pytest.raises(UndecodableRecord):
-        loop.instances.load("op", 'shop Ticket {"name":"Ann Lee"}', 1)
+        local.instances.load("op", 'shop Ticket {"name":"Ann Lee"}', 1)
     mended = releases.of(release(2))
     assert mended.executor.retry("op") == 1
     mended.until(lambda: len(mended.active("op")) == 1, "it to have gone on")
@@ -332,26 +332,26 @@ def test_a_new_defaulted_field_needs_no_bump(releases: Releases) -> None:
     it says that it exists. (semantics 13)"""
     before, now = release(2), release(2, extra=True)
     releases.of(before).add("op", before.ticket("Ann", "Lee"))
-    loop = releases.of(now)
-    assert loop.active("op") == [now.ticket("Ann", "Lee", "red", None)]
+    local = releases.of(now)
+    assert local.active("op") == [now.ticket("Ann", "Lee", "red", None)]
     with pytest.raises(StateAlreadyExists):
-        loop.add("op", now.ticket("Ann", "Lee"))
-    loop.add("op", now.ticket("Ann", "Lee", "blue"))
-    loop.executor.signal("op", now.go, "same")
-    loop.run()
-    assert len(loop.active("op")) == 2
+        local.add("op", now.ticket("Ann", "Lee"))
+    local.add("op", now.ticket("Ann", "Lee", "blue"))
+    local.executor.signal("op", now.go, "same")
+    local.run()
+    assert len(local.active("op")) == 2
     for _ in range(2):
-        loop.executor.signal("op", now.go, "done")
-    loop.settle("op")
-    assert loop.executor.contains_inactive_state(StateMachine("op", now.ticket("Ann", "Lee")))
+        local.executor.signal("op", now.go, "done")
+    local.settle("op")
+    assert local.executor.contains_inactive_state(StateMachine("op", now.ticket("Ann", "Lee")))
 
 
 def test_a_history_across_versions(releases: Releases) -> None:
     """Each entry of a history is read by the version that wrote it. (semantics 36)"""
-    loop, code, _ = migrated(releases)
-    loop.executor.signal("op", code.go, "same")
-    loop.run()
-    seen: list[Update] = loop.history("op")
+    local, code, _ = migrated(releases)
+    local.executor.signal("op", code.go, "same")
+    local.run()
+    seen: list[Update] = local.history("op")
     assert [(update.sequence, update.state) for update in seen] == [
         (0, code.ticket("Ann", "Lee")),
         (1, code.ticket("Ann", "Lee")),
@@ -368,9 +368,9 @@ def test_visits_in_both_forms_are_one_record(releases: Releases, newer: str) -> 
     old.add("op", before.ticket("Ann Lee") if newer == "migrated" else before.ticket("Ann", "Lee"))
     old.executor.signal("op", before.go, "waiting")
     old.run()
-    loop = releases.of(code)
+    local = releases.of(code)
     for what in ("Ann Lee", "waiting"):
-        loop.executor.signal("op", code.go, what)
-        loop.run()
-    found = [(machine.state, past.visits) for machine, past in loop.executor.get_inactive_states("op")]
+        local.executor.signal("op", code.go, what)
+        local.run()
+    found = [(machine.state, past.visits) for machine, past in local.executor.get_inactive_states("op")]
     assert sorted(map(str, found)) == sorted(map(str, [(code.ticket("Ann", "Lee"), 2), (code.waiting(1), 1)]))

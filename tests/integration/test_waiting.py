@@ -16,7 +16,7 @@ from smqueue.drivers.doorbell import Doorbell
 from smqueue.embedded import EmbeddedServer
 from smqueue.errors import AwaitTimeout, InboxFull, OperationFinished, StateAlreadyExists, UnknownModule
 from tests.apps import faulty
-from tests.integration.driving import Loop
+from tests.inprocess import Local, Play
 from tests.workers import Worker, running
 
 room = Module("room", version=1)
@@ -99,8 +99,8 @@ def joined(tx: Transaction, state: Joining, _: None) -> Left:
 
 
 @pytest.fixture
-def loop(server: EmbeddedServer, namespace: str) -> Loop:
-    return Loop(server.url, namespace, {"room": room})
+def local(play: Play) -> Local:
+    return play(room=room)
 
 
 def worker(server: EmbeddedServer, namespace: str, *options: str) -> Worker:
@@ -109,17 +109,17 @@ def worker(server: EmbeddedServer, namespace: str, *options: str) -> Worker:
     return Worker("tests.apps.faulty", env, ["-c", "2", *options])
 
 
-def heard(loop: Loop, n: int) -> list[str]:
-    return [raw.decode() for raw in loop.redis.lrange(loop.keys.data("room", f"heard-{n}"), 0, -1)]
+def heard(local: Local, n: int) -> list[str]:
+    return [raw.decode() for raw in local.listed("room", f"heard-{n}")]
 
 
 # --- being noticed ---------------------------------------------------------------------------------------------------
 
 
-def test_a_new_machine_is_noticed_at_once(loop: Loop, server: EmbeddedServer, namespace: str) -> None:
+def test_a_new_machine_is_noticed_at_once(local: Local, server: EmbeddedServer, namespace: str) -> None:
     """A new machine with something to do is taken up at once, also under steady traffic, which starves nobody.
     (semantics 29)"""
-    busy = Loop(server.url, namespace, {"faulty": faulty.faulty})
+    busy = Local(server.url, namespace, {"faulty": faulty.faulty})
     stop = threading.Event()
 
     def traffic() -> None:
@@ -137,7 +137,7 @@ def test_a_new_machine_is_noticed_at_once(loop: Loop, server: EmbeddedServer, na
         thread = threading.Thread(target=traffic)
         thread.start()
         try:
-            client = Loop(server.url, namespace, {"faulty": faulty.faulty})
+            client = Local(server.url, namespace, {"faulty": faulty.faulty})
             took: list[float] = []
             for n in range(10):
                 began = time.monotonic()
@@ -152,7 +152,7 @@ def test_a_new_machine_is_noticed_at_once(loop: Loop, server: EmbeddedServer, na
 
 def test_each_is_noticed_by_one_of_several_workers(server: EmbeddedServer, namespace: str) -> None:
     """Several workers of one namespace share the work, and each transition happens once. (semantics 29)"""
-    client = Loop(server.url, namespace, {"faulty": faulty.faulty})
+    client = Local(server.url, namespace, {"faulty": faulty.faulty})
     with running(one := worker(server, namespace), two := worker(server, namespace)):
         one.wait_ready()
         two.wait_ready()
@@ -161,85 +161,85 @@ def test_each_is_noticed_by_one_of_several_workers(server: EmbeddedServer, names
             client.executor.signal(f"op{n}", faulty.word, "go")
         for n in range(200):
             client.executor.await_operation(f"op{n}", 30)
-        assert client.redis.get(client.keys.data("faulty", "tried")) == b"200"
+        assert client.redis.get(client.keys().data("faulty", "tried")) == b"200"
 
 
-def test_adding_makes_due_what_is_to_do(loop: Loop) -> None:
+def test_adding_makes_due_what_is_to_do(local: Local) -> None:
     """What has something to do is due in the very commit that adds it, and the hint goes out once; what waits is
     not. (semantics 29)"""
-    loop.add("waits", Sitting(1))
-    assert loop.sent.hints == 0
-    loop.add("runs", Instant(1))
-    assert loop.sent.hints == 1
-    assert loop.redis.zscore(loop.keys.schedule, loop.stored("runs", Instant(1)).entry) <= loop.now_ms()
-    loop.add("polls", Asking(1))
-    entry = f"{loop.stored('polls', Asking(1)).entry}:asked"
-    assert loop.redis.zscore(loop.keys.schedule, entry) <= loop.now_ms()
+    local.add("waits", Sitting(1))
+    assert local.sent.hints == 0
+    local.add("runs", Instant(1))
+    assert local.sent.hints == 1
+    assert local.redis.zscore(local.keys().schedule, local.stored("runs", Instant(1)).entry) <= local.now_ms()
+    local.add("polls", Asking(1))
+    entry = f"{local.stored('polls', Asking(1)).entry}:asked"
+    assert local.redis.zscore(local.keys().schedule, entry) <= local.now_ms()
 
 
-def test_adding_restarts_nothing(loop: Loop) -> None:
+def test_adding_restarts_nothing(local: Local) -> None:
     """Adding machines, in the same operation and in others, leaves the triggers of all others as they are: their
     deadlines, their place in a queue, their polls. (semantics 30)"""
-    loop.add("op", Sitting(1), Asking(1))
-    loop.run()
-    before = everything(loop)
+    local.add("op", Sitting(1), Asking(1))
+    local.run()
+    before = everything(local)
     for n in range(2, 30):
-        loop.add("op", Sitting(n), Asking(n))
-        loop.add(f"op{n}", Sitting(1))
-        loop.run()
-    assert {key: everything(loop)[key] for key in before} == before
+        local.add("op", Sitting(n), Asking(n))
+        local.add(f"op{n}", Sitting(1))
+        local.run()
+    assert {key: everything(local)[key] for key in before} == before
 
 
-def everything(loop: Loop) -> dict[str, Any]:
+def everything(local: Local) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for state in (Sitting(1), Asking(1)):
-        machine = loop.stored("op", state)
+        machine = local.stored("op", state)
         found[f"{state}"] = machine
         for schedule in (machine.entry, f"{machine.entry}:asked"):
-            found[f"{state} {schedule}"] = loop.redis.zscore(loop.keys.schedule, schedule)
-    waiting = loop.keys.waiting("op", "room", "call")
-    found["place"] = loop.redis.zscore(waiting, f"{loop.stored('op', Sitting(1)).entry}:called")
-    found["race"] = loop.redis.hgetall(loop.keys.race(loop.stored("op", Asking(1)).record))
+            found[f"{state} {schedule}"] = local.redis.zscore(local.keys().schedule, schedule)
+    waiting = local.keys().waiting("op", "room", "call")
+    found["place"] = local.redis.zscore(waiting, f"{local.stored('op', Sitting(1)).entry}:called")
+    found["race"] = local.redis.hgetall(local.keys().race(local.stored("op", Asking(1)).record))
     return found
 
 
 @pytest.mark.parametrize("beside", ["in its operation", "in others"])
-def test_the_cost_of_a_transition_does_not_grow(loop: Loop, beside: str) -> None:
+def test_the_cost_of_a_transition_does_not_grow(local: Local, beside: str) -> None:
     """A transition costs the same commands and bytes with 2,000 machines waiting as with 20. (semantics 31)"""
     costs: list[tuple[int, int]] = []
     have = 0
     for waiting in (20, 2_000):
         batch = [StateMachine("op" if "its" in beside else f"w{n}", Sitting(n)) for n in range(have, waiting)]
-        loop.executor.add_state_machines(batch)
+        local.executor.add_state_machines(batch)
         have = waiting
-        (machine,) = loop.add("op", Sitting(1_000_000 + waiting))
-        loop.run()
-        loop.executor.signal("op", call, "move", machine=machine)
-        before = spent(loop)
-        assert loop.run() == 1
-        after_it = spent(loop)
+        (machine,) = local.add("op", Sitting(1_000_000 + waiting))
+        local.run()
+        local.executor.signal("op", call, "move", machine=machine)
+        before = spent(local)
+        assert local.run() == 1
+        after_it = spent(local)
         costs.append((after_it[0] - before[0], after_it[1] - before[1]))
     assert abs(costs[0][0] - costs[1][0]) < 5
     assert abs(costs[0][1] - costs[1][1]) < 500
 
 
-def spent(loop: Loop) -> tuple[int, int]:
+def spent(local: Local) -> tuple[int, int]:
     """Commands and bytes of output so far."""
-    commands = loop.redis.info("commandstats")
+    commands = local.redis.info("commandstats")
     calls = sum(
         found["calls"] for name, found in commands.items() if not name.startswith(("cmdstat_info", "cmdstat_config"))
     )
-    return calls, loop.redis.info("stats")["total_net_output_bytes"]
+    return calls, local.redis.info("stats")["total_net_output_bytes"]
 
 
 # --- queries ---------------------------------------------------------------------------------------------------------
 
 
-def test_queries_work_before_any_worker(loop: Loop) -> None:
+def test_queries_work_before_any_worker(local: Local) -> None:
     """Everything can be asked before a worker has run. (semantics 33)"""
-    loop.add("a", Sitting(1), Sitting(2))
-    loop.add("b", Instant(1))
-    executor = loop.executor
+    local.add("a", Sitting(1), Sitting(2))
+    local.add("b", Instant(1))
+    executor = local.executor
     assert {(m.operation_id, m.state, m.module) for m, _ in executor.get_active_states()} == {
         ("a", Sitting(1), "room"), ("a", Sitting(2), "room"), ("b", Instant(1), "room"),
     }  # fmt: skip
@@ -257,18 +257,18 @@ def test_queries_work_before_any_worker(loop: Loop) -> None:
     assert executor.explain("a").active[0].status == "waiting"
 
 
-def test_queries_are_streamed(loop: Loop) -> None:
+def test_queries_are_streamed(local: Local) -> None:
     """The first machine of many is there after one page, not after all; each is told once. (semantics 33)"""
-    loop.executor.add_state_machines([StateMachine("op", Sitting(n)) for n in range(1_500)])
-    for query in (loop.executor.get_active_states, lambda: loop.executor.get_active_states("op")):
+    local.executor.add_state_machines([StateMachine("op", Sitting(n)) for n in range(1_500)])
+    for query in (local.executor.get_active_states, lambda: local.executor.get_active_states("op")):
         before = (
-            loop.redis.info("commandstats")["cmdstat_hscan"]["calls"]
-            if "cmdstat_hscan" in loop.redis.info("commandstats")
+            local.redis.info("commandstats")["cmdstat_hscan"]["calls"]
+            if "cmdstat_hscan" in local.redis.info("commandstats")
             else 0
         )
         found = query()
         next(found)
-        assert loop.redis.info("commandstats")["cmdstat_hscan"]["calls"] - before == 1
+        assert local.redis.info("commandstats")["cmdstat_hscan"]["calls"] - before == 1
         assert len({machine.state for machine, _ in found}) == 1_499
 
 
@@ -300,269 +300,268 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object], *, sub
     return waits
 
 
-WAITS: dict[str, Callable[[Loop], Any]] = {
-    "inactive": lambda loop: loop.executor.await_inactive_state(StateMachine("op", Instant(1)), 20),
-    "active": lambda loop: loop.executor.await_active_state(StateMachine("op", Left("instant 1")), 20),
-    "operation": lambda loop: loop.executor.await_operation("op", 20),
+WAITS: dict[str, Callable[[Local], Any]] = {
+    "inactive": lambda local: local.executor.await_inactive_state(StateMachine("op", Instant(1)), 20),
+    "active": lambda local: local.executor.await_active_state(StateMachine("op", Left("instant 1")), 20),
+    "operation": lambda local: local.executor.await_operation("op", 20),
 }
 
 
 @pytest.mark.parametrize("what", list(WAITS))
-def test_it_is_so_already(loop: Loop, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_it_is_so_already(local: Local, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """What is so already is told at once, without subscribing. (semantics 34)"""
-    loop.add("op", Instant(1))
-    loop.settle("op")
+    local.add("op", Instant(1))
+    local.settle("op")
     monkeypatch.setattr(Doorbell, "__enter__", lambda self: pytest.fail("it subscribed"))
-    WAITS[what](loop)
+    WAITS[what](local)
 
 
 @pytest.mark.parametrize("what", list(WAITS))
 def test_nothing_is_missed_before_the_waiter_is_registered(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch, what: str
+    local: Local, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """A waiter registers before the look that counts: what happens just before it does is seen by that look.
     (semantics 35)"""
-    loop.add("op", Instant(1))
-    waits = meanwhile(monkeypatch, lambda: loop.settle("op"), subscribed=False)
-    WAITS[what](loop)
+    local.add("op", Instant(1))
+    waits = meanwhile(monkeypatch, lambda: local.settle("op"), subscribed=False)
+    WAITS[what](local)
     assert waits == []
 
 
 @pytest.mark.parametrize("what", list(WAITS))
 def test_nothing_is_missed_after_the_waiter_is_registered(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch, what: str
+    local: Local, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """What happens after the look rings the bell, so that the waiter does not wait for its next look. (semantics 35)"""
-    loop.add("op", Instant(1))
-    waits = meanwhile(monkeypatch, lambda: loop.settle("op"), subscribed=True)
-    WAITS[what](loop)
+    local.add("op", Instant(1))
+    waits = meanwhile(monkeypatch, lambda: local.settle("op"), subscribed=True)
+    WAITS[what](local)
     assert sum(waits) < 5
 
 
-def test_a_short_lived_state_is_not_missed(loop: Loop) -> None:
+def test_a_short_lived_state_is_not_missed(local: Local) -> None:
     """``await_active_state`` returns if the state has been entered at any time, however short it was; it tells when
     and by whom. (semantics 34)"""
-    (machine,) = loop.add("op", Sitting(1))
-    created = next(loop.executor.get_active_states("op"))[1].created_at
-    loop.executor.signal("op", call, "instant")
-    loop.settle("op")
-    assert not loop.executor.contains_active_state(StateMachine("op", Instant(1)))
-    found = loop.executor.await_active_state(StateMachine("op", Instant(1)), timedelta(seconds=5))
+    (machine,) = local.add("op", Sitting(1))
+    created = next(local.executor.get_active_states("op"))[1].created_at
+    local.executor.signal("op", call, "instant")
+    local.settle("op")
+    assert not local.executor.contains_active_state(StateMachine("op", Instant(1)))
+    found = local.executor.await_active_state(StateMachine("op", Instant(1)), timedelta(seconds=5))
     assert (found.machine_id, found.step) == (machine, 2)
-    first = loop.executor.await_active_state(StateMachine("op", Sitting(1)), 5)
+    first = local.executor.await_active_state(StateMachine("op", Sitting(1)), 5)
     assert (first.machine_id, first.step, first.created_at) == (machine, 1, created)
 
 
-def test_waiting_in_vain(loop: Loop) -> None:
+def test_waiting_in_vain(local: Local) -> None:
     """A timeout is a typed error that says for what, and for how long. (semantics 34)"""
-    loop.add("op", Sitting(1))
+    local.add("op", Sitting(1))
     for what in (
-        lambda: loop.executor.await_inactive_state(StateMachine("op", Sitting(1)), 0.05),
-        lambda: loop.executor.await_active_state(StateMachine("op", Sitting(2)), timedelta(milliseconds=50)),
-        lambda: loop.executor.await_operation("op", 0.05),
-        lambda: loop.executor.await_operation("never", 0.05),
+        lambda: local.executor.await_inactive_state(StateMachine("op", Sitting(1)), 0.05),
+        lambda: local.executor.await_active_state(StateMachine("op", Sitting(2)), timedelta(milliseconds=50)),
+        lambda: local.executor.await_operation("op", 0.05),
+        lambda: local.executor.await_operation("never", 0.05),
     ):
         with pytest.raises(AwaitTimeout) as caught:
             what()
         assert caught.value.seconds == 0.05
     with pytest.raises(UnknownModule):
-        loop.executor.await_active_state(StateMachine("op", Sitting(1), "elsewhere"), 1)
+        local.executor.await_active_state(StateMachine("op", Sitting(1), "elsewhere"), 1)
 
 
-def test_waiting_over_a_lost_connection(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_over_a_lost_connection(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     """A waiter whose connections are cut off connects again, and misses nothing. (semantics 35)"""
-    loop.add("op", Instant(1))
+    local.add("op", Instant(1))
 
     def cut() -> None:
-        for client in loop.redis.client_list():
-            if client["id"] != str(loop.redis.client_id()):
-                loop.redis.client_kill_filter(_id=client["id"])
-        loop.settle("op")
+        for client in local.redis.client_list():
+            if client["id"] != str(local.redis.client_id()):
+                local.redis.client_kill_filter(_id=client["id"])
+        local.settle("op")
 
     waits = meanwhile(monkeypatch, cut, subscribed=True)
-    loop.executor.await_operation("op", 20)
+    local.executor.await_operation("op", 20)
     assert sum(waits) < 5
 
 
-def test_machines_wait_for_other_operations(loop: Loop) -> None:
+def test_machines_wait_for_other_operations(local: Local) -> None:
     """``reached`` and ``finished`` see what is so already, and what comes after they were armed. (semantics 35)"""
-    loop.add("early", Instant(1))
-    loop.settle("early")
-    loop.add("late", Sitting(1))
+    local.add("early", Instant(1))
+    local.settle("early")
+    local.add("late", Sitting(1))
     for n, target in enumerate(("early", "late")):
-        loop.add(f"follow{n}", Following(target))
-        loop.add(f"join{n}", Joining(target))
-    loop.settle("follow0")
-    loop.settle("join0")
-    assert loop.active("follow1") == [Following("late")]
-    assert loop.active("join1") == [Joining("late")]
-    loop.executor.signal("late", call, "done")
-    loop.settle("follow1")
-    loop.settle("join1")
-    assert loop.executor.contains_inactive_state(StateMachine("follow1", Left("followed done")))
-    assert loop.executor.contains_inactive_state(StateMachine("join1", Left("joined")))
+        local.add(f"follow{n}", Following(target))
+        local.add(f"join{n}", Joining(target))
+    local.settle("follow0")
+    local.settle("join0")
+    assert local.active("follow1") == [Following("late")]
+    assert local.active("join1") == [Joining("late")]
+    local.executor.signal("late", call, "done")
+    local.settle("follow1")
+    local.settle("join1")
+    assert local.executor.contains_inactive_state(StateMachine("follow1", Left("followed done")))
+    assert local.executor.contains_inactive_state(StateMachine("join1", Left("joined")))
 
 
-def test_a_ring_between_look_and_parking_is_heard(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ring_between_look_and_parking_is_heard(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ``finished`` waits for may end between the look and the parking of the entry: it looks again at once.
     (semantics 35)"""
     from smqueue.protocols import runs
 
-    loop.add("late", Sitting(1))
-    loop.add("join", Joining("late"))
+    local.add("late", Sitting(1))
+    local.add("join", Joining("late"))
     park = runs.look_again
     acted: list[int] = []
 
     def ended_meanwhile(*args: Any) -> Any:
         if not acted:
             acted.append(1)
-            loop.executor.cancel("late")
+            local.executor.cancel("late")
         return park(*args)
 
     monkeypatch.setattr(runs, "look_again", ended_meanwhile)
-    loop.until(lambda: not loop.executor.has_active_states("join"), "it to have joined", timeout_s=5)
+    local.until(lambda: not local.executor.has_active_states("join"), "it to have joined", timeout_s=5)
 
 
 # --- signals ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_one_that_has_waited_longest_gets_it(loop: Loop) -> None:
+def test_the_one_that_has_waited_longest_gets_it(local: Local) -> None:
     """Each signal goes to one machine: that which has waited longest; after None it keeps its place. (semantics 29)"""
     for n in (3, 1, 2):
-        loop.add("op", Sitting(n))
-        loop.wait_past(loop.now_ms())
+        local.add("op", Sitting(n))
+        local.wait_past(local.now_ms())
     for word in ("stay 1", "stay 2"):
-        assert loop.executor.signal("op", call, word).value == "DELIVERED"
-        loop.run()
-    assert heard(loop, 3) == ["stay 1", "stay 2"]
+        assert local.executor.signal("op", call, word).value == "DELIVERED"
+        local.run()
+    assert heard(local, 3) == ["stay 1", "stay 2"]
     for word in ("a", "b", "c"):
-        assert loop.executor.signal("op", call, word).value == "DELIVERED"
-    loop.settle("op")
-    assert [heard(loop, n)[-1] for n in (3, 1, 2)] == ["a", "b", "c"]
+        assert local.executor.signal("op", call, word).value == "DELIVERED"
+    local.settle("op")
+    assert [heard(local, n)[-1] for n in (3, 1, 2)] == ["a", "b", "c"]
 
 
-def test_early_signals_are_taken_in_order(loop: Loop) -> None:
+def test_early_signals_are_taken_in_order(local: Local) -> None:
     """Signals sent before anything waits are kept, and taken in the order accepted, each once. (semantics 29)"""
     for n in range(5):
-        assert loop.executor.signal("op", call, f"stay {n}").value == "BUFFERED"
-    assert loop.executor.explain("op").buffered[0].count == 5
-    loop.add("op", Sitting(1))
+        assert local.executor.signal("op", call, f"stay {n}").value == "BUFFERED"
+    assert local.executor.explain("op").buffered[0].count == 5
+    local.add("op", Sitting(1))
     for n in range(5, 8):
-        loop.executor.signal("op", call, f"stay {n}")
-    loop.run()
-    assert heard(loop, 1) == [f"stay {n}" for n in range(8)]
-    assert loop.executor.explain("op").buffered == ()
+        local.executor.signal("op", call, f"stay {n}")
+    local.run()
+    assert heard(local, 1) == [f"stay {n}" for n in range(8)]
+    assert local.executor.explain("op").buffered == ()
 
 
-def test_a_signal_between_look_and_commit_is_not_lost(loop: Loop) -> None:
+def test_a_signal_between_look_and_commit_is_not_lost(local: Local) -> None:
     """A signal that comes between the look and the commit of a handler that stays, or of one that enters, is taken.
     (semantics 35)"""
-    loop.add("op", Sitting(1))
+    local.add("op", Sitting(1))
     for n, word in enumerate(("stay", "move")):
-        loop.executor.signal("op", call, word)
-        loop.driver.before_commit(lambda n=n: loop.executor.signal("op", call, f"stay between {n}"))
-        loop.run()
-    assert heard(loop, 1) == ["stay", "stay between 0", "move"]
-    assert heard(loop, 101) == ["stay between 1"]
-    assert loop.driver.acted == 2
+        local.executor.signal("op", call, word)
+        with local.before_moves(lambda n=n: local.executor.signal("op", call, f"stay between {n}")):
+            local.run()
+    assert heard(local, 1) == ["stay", "stay between 0", "move"]
+    assert heard(local, 101) == ["stay between 1"]
 
 
-def test_signals_for_one_machine(loop: Loop) -> None:
+def test_signals_for_one_machine(local: Local) -> None:
     """With ``machine=`` it is for that one only: one that waits behind others, or that does not wait yet.
     (semantics 29)"""
-    one, two = loop.add("op", Sitting(1), Sitting(2))
-    assert loop.executor.signal("op", call, "stay two", machine=two).value == "DELIVERED"
-    loop.run()
-    assert (heard(loop, 1), heard(loop, 2)) == ([], ["stay two"])
-    assert loop.executor.signal("op", call, "never", machine="nobody").value == "BUFFERED"
-    loop.executor.signal("op", call, "move", machine=one)
-    loop.executor.signal("op", call, "stay later", machine=one)
-    loop.run()
-    assert (heard(loop, 1), heard(loop, 101)) == (["move"], ["stay later"])
-    assert [found.count for found in loop.executor.explain("op").buffered] == [1]
+    one, two = local.add("op", Sitting(1), Sitting(2))
+    assert local.executor.signal("op", call, "stay two", machine=two).value == "DELIVERED"
+    local.run()
+    assert (heard(local, 1), heard(local, 2)) == ([], ["stay two"])
+    assert local.executor.signal("op", call, "never", machine="nobody").value == "BUFFERED"
+    local.executor.signal("op", call, "move", machine=one)
+    local.executor.signal("op", call, "stay later", machine=one)
+    local.run()
+    assert (heard(local, 1), heard(local, 101)) == (["move"], ["stay later"])
+    assert [found.count for found in local.executor.explain("op").buffered] == [1]
 
 
-def test_a_signal_id_counts_once(loop: Loop) -> None:
+def test_a_signal_id_counts_once(local: Local) -> None:
     """A second signal of the same id is a DUPLICATE, whether the first was delivered or buffered. (semantics 29)"""
-    assert loop.executor.signal("op", call, "stay 1", id="a").value == "BUFFERED"
-    assert loop.executor.signal("op", call, "stay 1", id="a").value == "DUPLICATE"
-    loop.add("op", Sitting(1))
-    loop.run()
-    assert loop.executor.signal("op", call, "stay 2", id="b").value == "DELIVERED"
-    assert loop.executor.signal("op", call, "stay 2", id="b").value == "DUPLICATE"
-    assert loop.executor.signal("op", call, "stay 2", id="a").value == "DUPLICATE"
-    loop.run()
-    assert heard(loop, 1) == ["stay 1", "stay 2"]
+    assert local.executor.signal("op", call, "stay 1", id="a").value == "BUFFERED"
+    assert local.executor.signal("op", call, "stay 1", id="a").value == "DUPLICATE"
+    local.add("op", Sitting(1))
+    local.run()
+    assert local.executor.signal("op", call, "stay 2", id="b").value == "DELIVERED"
+    assert local.executor.signal("op", call, "stay 2", id="b").value == "DUPLICATE"
+    assert local.executor.signal("op", call, "stay 2", id="a").value == "DUPLICATE"
+    local.run()
+    assert heard(local, 1) == ["stay 1", "stay 2"]
 
 
-def test_a_finished_operation_takes_no_signal(loop: Loop) -> None:
+def test_a_finished_operation_takes_no_signal(local: Local) -> None:
     """A signal to an operation that has finished is OperationFinished; one to an operation never started is kept.
     (semantics 34)"""
-    loop.add("op", Instant(1))
-    loop.settle("op")
+    local.add("op", Instant(1))
+    local.settle("op")
     with pytest.raises(OperationFinished) as caught:
-        loop.executor.signal("op", call, "x")
+        local.executor.signal("op", call, "x")
     assert (caught.value.operation_id, caught.value.signal) == ("op", "call")
-    assert loop.executor.signal("new", call, "x").value == "BUFFERED"
+    assert local.executor.signal("new", call, "x").value == "BUFFERED"
 
 
-def test_the_inbox_is_bounded(loop: Loop) -> None:
+def test_the_inbox_is_bounded(local: Local) -> None:
     """1,000 early signals of one name are kept, for 7 days; the next is InboxFull, and others' are not affected.
     (semantics 29)"""
     for n in range(1_000):
-        loop.executor.signal("op", call, f"stay {n}")
+        local.executor.signal("op", call, f"stay {n}")
     with pytest.raises(InboxFull) as caught:
-        loop.executor.signal("op", call, "one too many", id="x")
+        local.executor.signal("op", call, "one too many", id="x")
     assert (caught.value.operation_id, caught.value.limit) == ("op", 1_000)
-    assert loop.executor.signal("op", other).value == "BUFFERED"
-    assert loop.executor.signal("op2", call, "x").value == "BUFFERED"
-    left_ms = loop.redis.pttl(loop.keys.inbox("op", "room", "call"))
+    assert local.executor.signal("op", other).value == "BUFFERED"
+    assert local.executor.signal("op2", call, "x").value == "BUFFERED"
+    left_ms = local.redis.pttl(local.keys().inbox("op", "room", "call"))
     assert timedelta(days=7) - timedelta(minutes=1) < timedelta(milliseconds=left_ms) <= timedelta(days=7)
-    loop.add("op", Sitting(1))
-    loop.run()
-    assert loop.executor.signal("op", call, "there is room again", id="x").value in {"BUFFERED", "DELIVERED"}
+    local.add("op", Sitting(1))
+    local.run()
+    assert local.executor.signal("op", call, "there is room again", id="x").value in {"BUFFERED", "DELIVERED"}
 
 
 # --- each module its own ---------------------------------------------------------------------------------------------
 
 
-def test_instances_see_only_their_own(server: EmbeddedServer, namespace: str) -> None:
+def test_instances_see_only_their_own(play: Play) -> None:
     """Two instances of one module have states, signals and keys of their own. (semantics 38)"""
-    loop = Loop(server.url, namespace, {"a": room, "b": room})
-    loop.add("op", Sitting(1), module="a")
-    loop.add("op", Sitting(1), module="b")
+    local = play(a=room, b=room)
+    local.add("op", Sitting(1), module="a")
+    local.add("op", Sitting(1), module="b")
     with pytest.raises(StateAlreadyExists):
-        loop.add("op", Sitting(1), module="b")
-    assert loop.executor.signal("op", "call", "stay a", module="a").value == "DELIVERED"
-    assert loop.executor.signal("op", "call", "gone b", module="b").value == "DELIVERED"
-    loop.run()
-    assert [(m.state, m.module) for m, _ in loop.executor.get_active_states("op")] == [(Sitting(1), "a")]
-    assert list(loop.executor.get_active_states(module="b")) == []
-    assert {m.module for m, _ in loop.executor.get_inactive_states("op", "b")} == {"b"}
-    assert loop.redis.lrange(loop.keys.data("a", "heard-1"), 0, -1) == [b"stay a"]
-    assert loop.redis.lrange(loop.keys.data("b", "heard-1"), 0, -1) == [b"gone b"]
-    with loop.executor.notifier.subscribe("op", module="b", timeout=0) as updates:
+        local.add("op", Sitting(1), module="b")
+    assert local.executor.signal("op", "call", "stay a", module="a").value == "DELIVERED"
+    assert local.executor.signal("op", "call", "gone b", module="b").value == "DELIVERED"
+    local.run()
+    assert [(m.state, m.module) for m, _ in local.executor.get_active_states("op")] == [(Sitting(1), "a")]
+    assert list(local.executor.get_active_states(module="b")) == []
+    assert {m.module for m, _ in local.executor.get_inactive_states("op", "b")} == {"b"}
+    assert local.listed("a", "heard-1") == [b"stay a"]
+    assert local.listed("b", "heard-1") == [b"gone b"]
+    with local.executor.notifier.subscribe("op", module="b", timeout=0) as updates:
         assert [(update.module, update.state) for update in updates] == [("b", Sitting(1)), ("b", Left("gone b"))]
 
 
-def test_a_module_cannot_reach_records(loop: Loop) -> None:
+def test_a_module_cannot_reach_records(local: Local) -> None:
     """A module's keys are below its own prefix, whatever they are called, and ``tx.shared`` refuses smqueue's
     records. (semantics 38)"""
     from smqueue.errors import InvalidKey
 
-    wild = ["../x", "a:b", "{x}", "*", "é\n\0", f"{loop.keys.schedule}"]
-    loop.executor.autocommit(lambda tx: [tx.set(key, key) for key in wild])
-    own = [key for key in loop.redis.scan_iter(match=f"*{loop.settings.namespace}*") if b":data:" in key]
+    wild = ["../x", "a:b", "{x}", "*", "é\n\0", f"{local.keys().schedule}"]
+    local.executor.autocommit(lambda tx: [tx.set(key, key) for key in wild])
+    own = [key for key in local.redis.scan_iter(match=f"*{local.namespace}*") if b":data:" in key]
     assert len(own) == len(wild)
-    assert all(key.startswith(loop.keys.data("room", "").encode()) for key in own)
+    assert all(key.startswith(local.keys().data("room", "").encode()) for key in own)
     with pytest.raises(InvalidKey):
-        loop.executor.autocommit(lambda tx: tx.shared.set(loop.keys.schedule, "x"))
+        local.executor.autocommit(lambda tx: tx.shared.set(local.keys().schedule, "x"))
 
 
-def test_waiting_costs_nothing_at_idle(loop: Loop) -> None:
+def test_waiting_costs_nothing_at_idle(local: Local) -> None:
     """A drain with 1,000 machines parked asks the server twice, whatever they wait for. (semantics 31)"""
-    loop.executor.add_state_machines([StateMachine(f"w{n}", Sitting(n)) for n in range(1_000)])
-    loop.run()
-    before = spent(loop)[0]
-    loop.run()
-    assert spent(loop)[0] - before < 12
+    local.executor.add_state_machines([StateMachine(f"w{n}", Sitting(n)) for n in range(1_000)])
+    local.run()
+    before = spent(local)[0]
+    local.run()
+    assert spent(local)[0] - before < 12
