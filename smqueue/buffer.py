@@ -196,8 +196,10 @@ def _number(command: str, key: str, raw: Any) -> int:
 
 
 def encoded(value: Value | float) -> bytes:
+    """A value as the server keeps it."""
     return value if isinstance(value, bytes) else str(value).encode()
 
 
 def plain_text(raw: Any) -> str | None:
+    """A reply as text."""
     return raw.decode() if isinstance(raw, bytes) else None if raw is None else str(raw)

@@ -134,6 +134,11 @@ class DataKeys:
 
 
 def checked_key(key: object) -> str:
+    """The key, if it can be one.
+
+    Raises:
+        InvalidKey: It is no text, empty, or cannot be encoded.
+    """
     if not isinstance(key, str) or not key:
         raise InvalidKey("key", f"expected a non-empty str, got {type(key).__name__}")
     if not _encodable(key):
@@ -142,6 +147,11 @@ def checked_key(key: object) -> str:
 
 
 def checked_value(key: str, value: object) -> Value:
+    """The value, if it can be stored.
+
+    Raises:
+        InvalidInput: It is of another type, or cannot be encoded.
+    """
     if isinstance(value, bool) or not isinstance(value, str | bytes | int):
         raise InvalidInput(f"value for {key}", f"expected str, bytes or int, got {type(value).__name__}")
     if isinstance(value, str) and not _encodable(value):

@@ -222,7 +222,7 @@ class EmbeddedServer:
             "appendfsync": self._fsync,
             "save": "",  # the append-only file is enough
             "maxmemory-policy": "noeviction",
-            # A hash or sorted set with a longer name or value in it loses its compact encoding: some 200 bytes a machine.
+            # With a longer name or value in it a hash or sorted set loses its compact encoding: 200 bytes a machine.
             "hash-max-listpack-value": "512",
             "zset-max-listpack-value": "128",
             "daemonize": "no",

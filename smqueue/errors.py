@@ -32,7 +32,7 @@ ERROR_LIMIT = 2_000
 
 
 def error_text(error: BaseException) -> str:
-    """``Type: message``, as it is shown everywhere, whatever the error: bounded, encodable, and made without raising."""
+    """``Type: message``, as it is shown everywhere, whatever the error: bounded, encodable, made without raising."""
     try:
         message = str(error)
     except Exception as problem:  # the user's __str__

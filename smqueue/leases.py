@@ -13,7 +13,7 @@ from typing import NamedTuple
 from smqueue.drivers.blocking import Blocking
 from smqueue.keys import Keys
 from smqueue.protocols import runs
-from smqueue.protocols.claim import LEASE_MS
+from smqueue.protocols.bounds import LEASE_MS
 
 RENEW_S = LEASE_MS / 3000
 BATCH = 500

@@ -23,6 +23,7 @@ from smqueue.keys import Keys, shard_of
 from smqueue.outbound import Outbound
 from smqueue.protocols import others, requests, retention, runs
 from smqueue.protocols.add import add
+from smqueue.protocols.bounds import PARK_MS
 from smqueue.protocols.claim import Armed
 from smqueue.protocols.requests import Request
 from smqueue.protocols.signal import signal
@@ -187,7 +188,7 @@ class Relay:
         elif self.driver.run(others.has_finished(there, op)):
             value = "null"
         if value is None:
-            delay = runs.PARK_MS if there.shard == self.keys.shard else others.LOOK_AGAIN_MS
+            delay = PARK_MS if there.shard == self.keys.shard else others.LOOK_AGAIN_MS
             self.driver.run(runs.look_again(self.keys, armed.entry, delay))
             return
         _, hint = self.driver.run(runs.outcome(self.keys, armed.entry, armed.kind, value))

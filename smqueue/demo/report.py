@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from rich.console import Console
 from rich.table import Table
@@ -54,7 +55,7 @@ class Report:
                 self.problems.append(f"{operation_id}: machine {machine} did not end exactly once: {names}")
             module = executor.instances.get(steps[0].module).module
             edges = {(edge.source, edge.target) for edge in module.graph().edges}
-            for source, target in zip(names, names[1:], strict=False):
+            for source, target in pairwise(names):
                 if (source, target) not in edges:
                     self.problems.append(f"{operation_id}: no handler leads from {source} to {target}")
             self.finals[f"{steps[0].module}.{names[-1]}"] += 1

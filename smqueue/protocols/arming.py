@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smqueue.handlers import Handler
 from smqueue.keys import Keys, decode, schedule_of
+from smqueue.protocols.bounds import HINT_MS, PARK_MS, UPDATES_KEPT
 from smqueue.records import Active, Armed, Item, Machine, Placed, Wait, compact, deadline_ms, kind_of
 from smqueue.roundtrip import Command
 from smqueue.trigger_types import Deadline, Finished, Reached, Signal
@@ -16,13 +17,8 @@ from smqueue.trigger_types import Deadline, Finished, Reached, Signal
 if TYPE_CHECKING:
     from smqueue.protocols.claim import Claimed
 
-PARK_MS = 3_600_000
-"""What waits for ever is looked at again after about this long."""
 AWAITED_AGAIN = frozenset({"signal", "channel", "poll"})
 """Kinds of trigger that a handler's ``None`` arms anew; the others have happened once and are over."""
-UPDATES_KEPT = 10_000
-HINT_MS = 1_000
-"""Life of the flag that says a transition hint is under way: what a lost hint costs at most."""
 
 
 def parked(now_us: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from smqueue.errors import CommitFailed
 from smqueue.instances import Instances
 from smqueue.keys import Keys
+from smqueue.protocols.bounds import MARKER_S
 from smqueue.protocols.decide import Look, decide
 from smqueue.protocols.spawn import Spawned, start, tail, unbegun
 from smqueue.records import Active, Placed
@@ -16,8 +17,6 @@ from smqueue.standing import parse_inactive, watched
 from smqueue.transaction import Transaction
 
 T = TypeVar("T")
-MARKER_S = 60
-"""How long a commit without a record can be recognised by the one who lost its reply."""
 MAX_LOST = 10
 
 

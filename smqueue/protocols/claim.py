@@ -8,13 +8,9 @@ from typing import Any, NamedTuple
 from smqueue.errors import SmqueueError, UndecodableRecord
 from smqueue.instances import Instances
 from smqueue.keys import Keys
-from smqueue.protocols.arming import HINT_MS, PARK_MS
+from smqueue.protocols.bounds import HINT_MS, LEASE_MS, PARK_MS, RESEND_MS
 from smqueue.records import Active, Machine, Placed, deadline_ms, kind_of
 from smqueue.roundtrip import Steps, call, text
-
-LEASE_MS = 4_000
-RESEND_MS = 5_000
-"""First interval after which a trigger's task is sent again when none has started; it doubles, up to 5 minutes."""
 
 
 class Claimed(NamedTuple):

@@ -11,7 +11,6 @@ from smqueue.errors import CommitFailed, SmqueueError
 from smqueue.instances import Instances
 from smqueue.keys import Keys, digest
 from smqueue.protocols.arming import (
-    HINT_MS,
     arm,
     deadline_ms,
     first_entry,
@@ -23,6 +22,7 @@ from smqueue.protocols.arming import (
     step_entry,
     wait_of,
 )  # fmt: skip
+from smqueue.protocols.bounds import HINT_MS
 from smqueue.protocols.decide import Look
 from smqueue.protocols.spawn import buffered
 from smqueue.records import Active, Armed, Machine, compact

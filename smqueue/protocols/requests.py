@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from smqueue.keys import Keys
-from smqueue.protocols.arming import HINT_MS
-from smqueue.protocols.claim import LEASE_MS
+from smqueue.protocols.bounds import HINT_MS, LEASE_MS, RESENDS
 from smqueue.roundtrip import Steps, call, commit, repeat, text
 
 plain = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -20,7 +19,6 @@ plain = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 BATCH = 100
 POSTPONED_MS = 60_000
 ANSWER_S = 600
-RESENDS = 10
 
 
 class Request(NamedTuple):

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 from smqueue.errors import SmqueueError
 from smqueue.instances import Instances
 from smqueue.keys import Keys, schedule_of
-from smqueue.protocols.arming import HINT_MS, PARK_MS
-from smqueue.protocols.claim import LEASE_MS, Armed, parse_row
+from smqueue.protocols.bounds import HINT_MS, LEASE_MS, PARK_MS, RESENDS
+from smqueue.protocols.claim import Armed, parse_row
 from smqueue.records import Machine, compact
 from smqueue.roundtrip import Steps, call, read, repeat, text
-
-RESENDS = 10
 
 
 class Started(NamedTuple):

@@ -8,14 +8,12 @@ from typing import Any, NamedTuple
 from smqueue.errors import InboxFull, OperationFinished
 from smqueue.instances import INBOX_LIMIT, Told
 from smqueue.keys import Keys
-from smqueue.protocols.arming import HINT_MS
+from smqueue.protocols.bounds import HINT_MS, MARKER_S, RESENDS
 from smqueue.records import compact
 from smqueue.roundtrip import Steps, repeat, text
 
 KEPT_MS = 7 * 24 * 3_600_000
 SEEN_KEPT = 1_000
-MARKER_S = 60
-RESENDS = 10
 
 
 class Delivery(Enum):

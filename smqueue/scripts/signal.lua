@@ -18,8 +18,9 @@ end
 local function deliver()
   for _, entry in ipairs(redis.call('ZRANGE', KEYS[1], 0, wanted == '' and 0 or -1)) do
     if wanted == '' or machine_of(entry) == wanted then
+      local said = record(ARGV[1], ARGV[2], KEYS[7], entry, ARGV[3])  -- first: if it fails, nothing has been written
       redis.call('ZREM', KEYS[1], entry)  -- one that is refused now registers again when it waits again
-      if record(ARGV[1], ARGV[2], KEYS[7], entry, ARGV[3]) == 'RECORDED' then return 'DELIVERED' end
+      if said == 'RECORDED' then return 'DELIVERED' end
       return wanted == '' and deliver() or nil
     end
   end

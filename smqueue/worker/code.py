@@ -14,7 +14,7 @@ from smqueue.keys import Keys, new_id, schedule_of
 from smqueue.leases import Lease
 from smqueue.limits import time_limit
 from smqueue.protocols import runs
-from smqueue.protocols.arming import PARK_MS
+from smqueue.protocols.bounds import PARK_MS
 from smqueue.protocols.claim import Armed
 from smqueue.protocols.transition import attempt_id
 from smqueue.records import compact

@@ -1,0 +1,24 @@
+"""How long, how often and how many: the figures that the protocols share."""
+
+from __future__ import annotations
+
+LEASE_MS = 4_000
+"""What is claimed is due again after this long, unless it is committed or its lease renewed."""
+
+PARK_MS = 3_600_000
+"""What waits for ever is looked at again after about this long."""
+
+HINT_MS = 1_000
+"""Life of the flag that says a transition hint is under way: what a lost hint costs at most."""
+
+RESEND_MS = 5_000
+"""First interval after which a trigger's task is sent again when none has started; it doubles, up to 5 minutes."""
+
+MARKER_S = 60
+"""How long a commit without a record can be recognised by the one who lost its reply."""
+
+RESENDS = 10
+"""How often a script that recognises its own repetition is sent, when replies are lost."""
+
+UPDATES_KEPT = 10_000
+"""Updates of all operations kept for those who follow them, about; 160 bytes each and more."""
