@@ -40,7 +40,9 @@ schedules are ms, both by Redis's clock.
 from __future__ import annotations
 
 import binascii
+import re
 from base64 import urlsafe_b64encode
+from functools import lru_cache
 from hashlib import blake2b
 from secrets import token_bytes
 from urllib.parse import quote, unquote
@@ -48,9 +50,12 @@ from urllib.parse import quote, unquote
 HOSTED_KINDS = frozenset({"wait", "channel"})
 
 
+_plain = re.compile(r"[A-Za-z0-9_.~-]*\Z").match
+
+
 def encode(identifier: str) -> str:
     """An id as part of a key: everything but letters, digits and ``_.-~`` percent-encoded."""
-    return quote(identifier, safe="")
+    return identifier if _plain(identifier) else quote(identifier, safe="")
 
 
 def decode(part: str) -> str:
@@ -63,6 +68,7 @@ def new_id() -> str:
     return urlsafe_b64encode(token_bytes(12)).decode()
 
 
+@lru_cache(maxsize=4096)  # a transition asks some ten times for one or two
 def digest(operation_id: str, field: str) -> str:
     """The id of a record: 22 characters, 128 bits, of operation, module and canonical state."""
     raw = blake2b(f"{encode(operation_id)}\n{field}".encode(), digest_size=16).digest()
