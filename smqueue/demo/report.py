@@ -71,7 +71,8 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the table and the verdict."""
-        table = Table(title=self.title, title_justify="left")
+        console.print(self.title, highlight=False, soft_wrap=True)
+        table = Table()
         table.add_column("ended in")
         table.add_column("machines", justify="right")
         for name, count in sorted(self.finals.items()):
@@ -85,10 +86,10 @@ class Report:
             p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
             console.print(f"signal→commit p50 {statistics.median(ordered):.1f} ms, p95 {p95:.1f} ms ({len(ordered):,})")
         for fact in self.facts:
-            console.print(fact, highlight=False)
+            console.print(fact, highlight=False, soft_wrap=True)
         if not self.problems:
             console.print("[green]every check holds[/green]")
             return
         console.print(f"[red]{len(self.problems)} checks failed[/red]")
         for problem in self.problems[:SHOWN]:
-            console.print(f"  {problem}", highlight=False)
+            console.print(f"  {problem}", highlight=False, soft_wrap=True)

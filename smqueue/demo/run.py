@@ -72,7 +72,8 @@ def run_log(stage: Stage, path: Path, console: Console) -> Report:
         else:
             report.problems.append(f"{case.name}: its path {trace} is not its trace")
         report.measure(stage.executor, case.name, ["moved"])
-    report.facts.append(f"paths         {equal:,} of {len(full):,} equal to their trace")
+    report.facts.append(f"replayed      {len(cases)} cases, {sum(len(case.events) for case in cases)} events")
+    report.facts.append(f"paths         {equal} of {len(full)} equal to their trace")
     return report
 
 
@@ -97,11 +98,12 @@ def _play(
         fed = progress.add_task("fed", total=len(items))
         ended = progress.add_task("ended", total=len(ids))
         killed = False
-        for at in range(0, len(items), CHUNK):
+        size = max(1, min(CHUNK, len(items) // 10))
+        for at in range(0, len(items), size):
             if not killed and at >= len(items) // 2:
                 killed = True
-                progress.console.print(f"[yellow]{stage.accident()}[/yellow]", highlight=False)
-            chunk = items[at : at + CHUNK]
+                progress.console.print(f"[yellow]{stage.accident()}[/yellow]", highlight=False, soft_wrap=True)
+            chunk = items[at : at + size]
             feed(chunk)
             progress.update(fed, advance=len(chunk))
             progress.update(ended, completed=min(at, at + len(chunk) - active_count(stage.executor)))
