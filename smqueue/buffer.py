@@ -50,7 +50,7 @@ class Buffer:
         self.ask(command)
         reply = self.known[command]
         if isinstance(reply, Exception):
-            raise WrongKind(command[0], command[1], str(reply))
+            raise WrongKind(command[0], command[1], found_by(reply))
         return reply
 
     def written(self, key: str) -> bool:
@@ -187,12 +187,18 @@ class Buffer:
 
 def _number(command: str, key: str, raw: Any) -> int:
     if isinstance(raw, Exception):
-        raise WrongKind(command, key, str(raw))
+        raise WrongKind(command, key, found_by(raw))
     text = encoded(raw) if raw is not None else b"0"
     digits = text[1:] if text[:1] == b"-" else text
     if not digits.isdigit() or str(int(text)).encode() != text or not -INT64 <= int(text) < INT64:
         raise WrongKind(command, key, "not a 64-bit integer")
     return int(text)
+
+
+def found_by(reply: Exception) -> str:
+    """What a key holds, as far as an error reply of the server tells."""
+    text = str(reply)
+    return "a value of another type" if text.startswith("WRONGTYPE") else text
 
 
 def encoded(value: Value | float) -> bytes:

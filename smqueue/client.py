@@ -15,7 +15,6 @@ from smqueue import errors
 from smqueue.deployment import DEFAULT_NAMESPACE, Deployment, Settings
 from smqueue.drivers.doorbell import wait_for
 from smqueue.errors import AwaitTimeout, InvalidInput, SmqueueError, TooLarge
-from smqueue.instances import PAYLOAD_LIMIT
 from smqueue.keys import Keys, encode, new_id
 from smqueue.notifier import Feed, Notifier, Subscription
 from smqueue.protocols import others, requests
@@ -59,11 +58,14 @@ class Client:
             AwaitTimeout: No worker has answered; whether it will is not known, and adding again says so.
             SmqueueError: As ``Executor.add_state_machines``; nothing was written.
         """
-        batch = [dict(machine) for machine in machines]
+        batch = list(machines)
+        for machine in batch:
+            if not isinstance(machine, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidInput("machines", f"expected an object, got {type(machine).__name__}")
         ids = [check_operation_id(machine.get("operation_id")) for machine in batch]
         if not batch:
             return []
-        asked = {"kind": "client-add", "machines": batch, "exist_ok": exist_ok}
+        asked = {"kind": "client-add", "machines": [dict(machine) for machine in batch], "exist_ok": exist_ok}
         answer = self._ask(self._deployment.one_shard(ids), asked, timeout)
         return [MachineId(machine) for machine in answer]
 
@@ -139,8 +141,8 @@ class Client:
             size = len(json.dumps(data, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise InvalidInput("payload" if "payload" in data else "machines", f"not JSON: {error}") from None
-        if size > (REQUEST_LIMIT if "machines" in data else PAYLOAD_LIMIT + 4096):
-            raise TooLarge("request", size, REQUEST_LIMIT if "machines" in data else PAYLOAD_LIMIT)
+        if size > REQUEST_LIMIT:  # of a single state or payload the worker knows the limit
+            raise TooLarge("request", size, REQUEST_LIMIT)
         self._deployment.driver.run(requests.ask(keys, {"id": request_id, **data}))
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         until = None if seconds is None else time.monotonic() + seconds

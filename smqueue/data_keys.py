@@ -78,12 +78,18 @@ class DataKeys:
         self._buffer.write("INCRBY", self._name(key), _integer(key, amount))
 
     @overload
-    def hset(self, key: str, field: str, value: Value, /) -> None: ...
+    def hset(self, key: str, field: str, value: Value) -> None: ...
     @overload
-    def hset(self, key: str, mapping: Mapping[str, Value], /) -> None: ...
-    def hset(self, key: str, field: str | Mapping[str, Value], value: Value | None = None, /) -> None:
+    def hset(self, key: str, field: Mapping[str, Value]) -> None: ...
+    @overload
+    def hset(self, key: str, *, mapping: Mapping[str, Value]) -> None: ...
+    def hset(
+        self, key: str, field: str | Mapping[str, Value] = "", value: Value | None = None,
+        *, mapping: Mapping[str, Value] | None = None,
+    ) -> None:  # fmt: skip
         """Set one field of a hash, or several given as a mapping."""
-        pairs = field if isinstance(field, Mapping) else {field: cast("Value", value)}
+        pairs = mapping if mapping is not None else field
+        pairs = pairs if isinstance(pairs, Mapping) else {pairs: cast("Value", value)}
         flat = [part for name, one in pairs.items() for part in (checked_value(key, name), checked_value(key, one))]
         if flat:
             self._buffer.write("HSET", self._name(key), *flat)

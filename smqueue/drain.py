@@ -71,7 +71,8 @@ class Drain:
             if not due.more and not self._any(due) and not self.driver.run(runs.drained(self.keys)):
                 return moved
             if time.monotonic() > until:
-                self.outbound.hint(self.keys.namespace, self.keys.shard)
+                if not hinted:  # one for one: two would double with every drain, for as long as there is enough to do
+                    self.outbound.hint(self.keys.namespace, self.keys.shard)
                 return moved
 
     def _any(self, due: Due) -> bool:
@@ -132,7 +133,7 @@ class Drain:
         if times > MAX_ALONE:
             self._set_aside(machines[0], WorkerKilled(times))
             return 0
-        return self._commit(machines[:1], watched)
+        return self._commit(machines[:1], watched, alone=True)
 
     def _lease(self, one: Claimed) -> Lease:
         return Lease(self.keys, self.keys.schedule, one.entry, one.machine.guard)
@@ -141,7 +142,7 @@ class Drain:
         """Claim no more than a group's time: what is claimed here cannot be run elsewhere."""
         self._batch = max(1, min(LARGEST_BATCH, int(GROUP_S / max(seconds_each, 1e-6)), self._batch * 2))
 
-    def _commit(self, claimed: Sequence[Claimed], watched: bool) -> int:
+    def _commit(self, claimed: Sequence[Claimed], watched: bool, alone: bool = False) -> int:
         """Commit as many as fit into one group; returns how many that were."""
         ids = [new_id() for _ in claimed]
         protocols = (
@@ -153,7 +154,7 @@ class Drain:
         for one, commit_id, run in zip(claimed, ids, ended, strict=False):
             self.leases.release([self._lease(one)])
             if run.error is not None:
-                self._failed(one, run.error)
+                self._failed(one, run.error, alone)
                 continue
             done = run.result()
             requests += done.requests
@@ -187,13 +188,15 @@ class Drain:
 
     # --- what did not move ---------------------------------------------------------------------------------------
 
-    def _failed(self, one: Claimed, error: Exception) -> None:
+    def _failed(self, one: Claimed, error: Exception, alone: bool) -> None:
         match error:
             case CommitFailed():  # bad luck is no fault: never a reason to set a machine aside
                 self._defer(one.entry, one.machine.guard, one.machine.op, error, delay_ms=Retry().jittered_ms(1))
-            case StoreUnavailable() | StoreRefused() | LostReply():  # the leases run out, and all of it is due again
+            case StoreUnavailable() | LostReply():  # the leases run out, and all of it is due again
                 log.debug("%s", error)  # the worker's pump says so, once
-            case _:
+            case StoreRefused() if not alone:  # of whom, its next run will tell, alone
+                log.debug("%s", error)
+            case _:  # a refusal too: what it alone has asked for; if Redis refuses all, this is not noted either
                 retry = one.placed.type.module.retry
                 failures = one.attempts + 1
                 label = f"{one.placed.module}.{one.placed.type.name}/{one.won}"

@@ -23,7 +23,7 @@ from smqueue.protocols.signal import signal as send_signal
 from smqueue.queries import ActiveState, InactiveState, MachineId, Queries, active_state, inactive_state
 from smqueue.relay import Relay
 from smqueue.standing import Standing
-from smqueue.states import State, StateMachine, check_operation_id
+from smqueue.states import State, StateMachine, check_machine, check_operation_id
 from smqueue.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ class Executor:
         """
         batch = list(machines)
         for machine in batch:
-            if not isinstance(machine, StateMachine):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise InvalidInput("machines", f"expected StateMachine, got {type(machine).__name__}")
+            check_machine(machine)
         if not batch:
             return []
         keys = self._deployment.one_shard(machine.operation_id for machine in batch)
@@ -271,6 +270,7 @@ class Executor:
         return self._deployment.driver.run(others.has_finished(keys, operation_id))
 
     def _await(self, machine: StateMachine, look: Callable[[Standing], T | None], timeout: Timeout) -> T:
+        check_machine(machine)
         if machine.module is not None and machine.module not in self.instances:
             raise UnknownModule(machine.module, ", ".join(self.instances.ids()) or "none")
         placed = self.instances.place(machine)

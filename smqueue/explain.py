@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from datetime import datetime
 from typing import Any
 
@@ -67,7 +68,7 @@ class MachineExplanation:
     """
 
     machine: StateMachine | None
-    field: str
+    field: str = dataclass_field(repr=False)  # secrets stand in it
     machine_id: str
     step: int
     since: datetime | None
@@ -110,8 +111,8 @@ class Explanation:
     operation_id: str
     active: tuple[MachineExplanation, ...]
     buffered: tuple[BufferedSignals, ...] = ()
-    past: tuple[tuple[StateMachine, InactiveState], ...] = field(default=())
-    stored: tuple[tuple[str, InactiveState], ...] = field(default=())
+    past: tuple[tuple[StateMachine, InactiveState], ...] = ()
+    stored: tuple[tuple[str, InactiveState], ...] = dataclass_field(default=(), repr=False)
 
 
 def explain(deployment: Deployment, instances: Instances, operation_id: str) -> Explanation:

@@ -33,7 +33,7 @@ from smqueue.keys import digest, encode
 from smqueue.modules import Module, StateType
 from smqueue.records import Field, Placed, compact
 from smqueue.schemas import ValidationProblem, canonical
-from smqueue.states import Context, State, StateMachine, check_operation_id
+from smqueue.states import Context, State, StateMachine, check_machine, check_operation_id
 from smqueue.triggers import Signal
 
 if TYPE_CHECKING:
@@ -172,8 +172,7 @@ class Instances:
             InvalidState: A field does not fit.
             TooLarge: Its encoded form is over the limit.
         """
-        if not isinstance(machine, StateMachine):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidInput("machines", f"expected StateMachine, got {type(machine).__name__}")
+        check_machine(machine)
         instance = self.module_of(machine)
         return self.place_state(machine.operation_id, instance, machine.state)
 
@@ -282,13 +281,17 @@ class Instances:
             given_as_data = isinstance(signal, str) and not _is_value(payload)
             data = codec.dump(codec.load(payload)) if given_as_data else codec.check(payload)
         except ValidationProblem as problem:
-            raise InvalidPayload(f"{declared.name}.{problem.field}".rstrip("."), problem.problem) from None
+            whole = problem.field in {"", declared.name}  # the value itself, not a field of it
+            field = declared.name if whole else f"{declared.name}.{problem.field}"
+            raise InvalidPayload(field, problem.problem) from None
         spelled = compact(data)
         if (size := len(spelled.encode())) > self.limit:
             raise TooLarge(f"payload of {declared.name}", size, self.limit)
         return Told(op, instance.id, declared.name, spelled)
 
     def _receiver(self, signal: Signal[Any] | str, module_id: str | None) -> tuple[Instance, Signal[Any]]:
+        if not isinstance(signal, str | Signal):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput("signal", f"expected a Signal or its name, got {type(signal).__name__}")
         name = signal if isinstance(signal, str) else signal.name
         instances = [self.get(module_id)] if module_id is not None else list(self._by_id.values())
 

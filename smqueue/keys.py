@@ -24,7 +24,7 @@ schedules are ms, both by Redis's clock.
 ``quarantine``                   hash    record → JSON: why, since when
 ``watchers:<op>``                set     entries that want to look again after each commit of that operation
 ``operations``                   zset    operations with active machines → since when, ms
-``finished``                     zset    operations without one → when it ended, ms (only modules with ``keep``)
+``finished``                     zset    operations without one → when to ask whether it may be forgotten, ms
 ``children:<op>``                set     operations that its transitions have started
 ``requests``                     list    what is still to be done outside of a commit: tasks to send, signals to pass
                                          on, calls of clients

@@ -37,6 +37,7 @@ class Leases:
         self._lock = threading.Lock()
         self._held: dict[Lease, tuple[float, Callable[[Lease], None] | None]] = {}
         self._pid = 0
+        self._starting: dict[int, threading.Lock] = {}
 
     @contextmanager
     def hold(self, leases: Iterable[Lease], limit_s: float) -> Generator[None]:
@@ -68,9 +69,13 @@ class Leases:
                 self._held.pop(lease, None)
 
     def _start(self) -> None:
-        if self._pid != os.getpid():  # a fork may have come while the lock was held: the child gets one of its own
-            self._pid, self._held, self._lock = os.getpid(), {}, threading.Lock()
-            threading.Thread(target=self._renew, name="smqueue-leases", daemon=True).start()
+        if self._pid == os.getpid():
+            return
+        # A fork may have come while a lock was held: the child gets one of its own, and all of its threads the same.
+        with self._starting.setdefault(os.getpid(), threading.Lock()):
+            if self._pid != os.getpid():
+                self._held, self._lock, self._pid = {}, threading.Lock(), os.getpid()
+                threading.Thread(target=self._renew, name="smqueue-leases", daemon=True).start()
 
     def _renew(self) -> None:
         while True:

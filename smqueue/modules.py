@@ -177,15 +177,15 @@ class Module(Generic[M]):
     @overload
     def signal(self, name: str) -> Signal[None]: ...
     @overload
-    def signal(self, name: str, payload: type[Schema] | Schema) -> Signal[Any]: ...
+    def signal(self, name: str, payload_type: type[Schema] | Schema) -> Signal[Any]: ...
     @overload
-    def signal(self, name: str, payload: type[P]) -> Signal[P]: ...
-    def signal(self, name: str, payload: Any = None) -> Any:
+    def signal(self, name: str, payload_type: type[P]) -> Signal[P]: ...
+    def signal(self, name: str, payload_type: Any = None) -> Any:
         """Declare a signal: a trigger, and what to send.
 
         Args:
             name: Unique in the module, 1 to 256 bytes.
-            payload: A dataclass, a scalar, ``list[…]`` or another hint that has a schema, or a marshmallow schema;
+            payload_type: A dataclass, a scalar, ``list[…]`` or another hint that has a schema, or a marshmallow schema;
                 none: no payload.
 
         Raises:
@@ -198,7 +198,7 @@ class Module(Generic[M]):
             raise DefinitionError(
                 f"module {self.name} has a signal {name} already (declared at {self.signals[name].where})", where
             )
-        signal = Signal[Any](name, self, payload, codec_for(payload, identity=False, where=name), where)
+        signal = Signal[Any](name, self, payload_type, codec_for(payload_type, identity=False, where=name), where)
         self.signals[name] = signal
         return signal
 
@@ -214,6 +214,8 @@ class Module(Generic[M]):
     def on(
         self, state: tuple[type[A], type[B], type[C], type[D]], trigger: Trigger[A | B | C | D, Out], /
     ) -> On[A | B | C | D, Out, M]: ...
+    @overload
+    def on(self, state: tuple[type[A], ...], trigger: Trigger[A, Out], /) -> On[A, Out, M]: ...
     def on(self, state: Any, trigger: Any, /) -> Any:
         """Register a handler: ``@orders.on(Awaiting, payment)``. One decorator is one racing trigger.
 

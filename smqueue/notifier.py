@@ -22,8 +22,8 @@ from smqueue.records import Field, compact
 from smqueue.roundtrip import LostReply, Steps, read
 
 PAGE = 500
-Decode = Callable[[str, str, int], Any]
 T = TypeVar("T")
+Decode = Callable[[str, str, int], Any]
 """Operation, stored field and version → the state, or ``None`` when it cannot be decoded here."""
 
 
@@ -117,19 +117,23 @@ def _seconds(timeout: timedelta | float | None) -> float | None:
     return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
 
 
-class Subscription:
-    """The updates of one operation."""
+class Updates:
+    """Updates as they come; to be iterated over, and closed at the end.
+
+    Args:
+        deployment: Where from.
+        decode: Makes states of what is stored.
+        module: Only its updates.
+        timeout_s: For how long nothing may come before the iteration ends, in seconds; ``None``: for ever.
+        channels: Rung when there is something to read.
+    """
 
     def __init__(
-        self, deployment: Deployment, decode: Decode, op: str, module: str | None, after: int | None,
-        timeout_s: float | None,
-    ) -> None:  # fmt: skip
-        self._deployment, self._decode, self._op, self._module = deployment, decode, op, module
-        self._timeout_s = timeout_s
-        self._keys = deployment.keys(op)
-        self._cursor = 0 if after is None else after + 1
-        self._ready: deque[Update] = deque()
-        self._bell = Doorbell(deployment.settings.url, self._keys.bell(op))
+        self, deployment: Deployment, decode: Decode, module: str | None, timeout_s: float | None, *channels: str
+    ) -> None:
+        self._deployment, self._decode, self._module, self._timeout_s = deployment, decode, module, timeout_s
+        self._ready: deque[Update | UpdatesLost] = deque()
+        self._bell = Doorbell(deployment.settings.url, *channels)
         self._bell.__enter__()  # subscribed before the first look: nothing between is missed
 
     def __iter__(self) -> Self:
@@ -157,7 +161,31 @@ class Subscription:
                 self.close()
                 raise StopIteration
             self._bell.wait(2.0 if left is None else left)
-        return self._ready.popleft()
+        found = self._ready.popleft()
+        if isinstance(found, UpdatesLost):
+            raise found
+        return found
+
+    def _take(self, op: str, sequence: int, line: bytes) -> None:
+        update = read_entry(self._decode, op, sequence, line)
+        if self._module is None or update.module == self._module:
+            self._ready.append(update)
+
+    def _read(self) -> bool:
+        """Read on; whether there was anything."""
+        raise NotImplementedError
+
+
+class Subscription(Updates):
+    """The updates of one operation."""
+
+    def __init__(
+        self, deployment: Deployment, decode: Decode, op: str, module: str | None, after: int | None,
+        timeout_s: float | None,
+    ) -> None:  # fmt: skip
+        self._op, self._keys = op, deployment.keys(op)
+        self._cursor = 0 if after is None else after + 1
+        super().__init__(deployment, decode, module, timeout_s, self._keys.bell(op))
 
     def _read(self) -> bool:
         """Read on from the cursor; whether there was anything."""
@@ -165,57 +193,24 @@ class Subscription:
         if length < self._cursor and not (length == 0 and self._cursor <= 1):
             raise HistoryRewound(self._op, length, self._cursor)
         for line in lines:
-            update = read_entry(self._decode, self._op, self._cursor, line)
+            self._take(self._op, self._cursor, line)
             self._cursor += 1
-            if self._module is None or update.module == self._module:
-                self._ready.append(update)
         return bool(lines)
 
 
-class Feed:
+class Feed(Updates):
     """The updates of all operations."""
 
     def __init__(self, deployment: Deployment, decode: Decode, module: str | None, timeout_s: float | None) -> None:
-        self._deployment, self._decode, self._module, self._timeout_s = deployment, decode, module, timeout_s
-        self._ready: deque[Update | UpdatesLost] = deque()
-        self._cursors: dict[int, tuple[bytes, int]] = {}
         shards = deployment.all_keys()
-        self._bell = Doorbell(deployment.settings.url, *[keys.bell("") + "*" for keys in shards])
-        self._bell.__enter__()
-        for keys in shards:
-            self._cursors[keys.shard] = self._deployment.driver.run(_end(keys))
+        super().__init__(deployment, decode, module, timeout_s, *[keys.bell("") + "*" for keys in shards])
+        self._cursors: dict[int, tuple[bytes, int]] = {keys.shard: deployment.driver.run(_end(keys)) for keys in shards}
 
-    def __iter__(self) -> Self:
-        return self
+    def _read(self) -> bool:
+        found = [self._read_shard(keys) for keys in self._deployment.all_keys()]  # all of them, none short-circuited
+        return any(found)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the subscription."""
-        self._bell.close()
-
-    def __next__(self) -> Update:
-        until = None if self._timeout_s is None else time.monotonic() + self._timeout_s
-        while not self._ready:
-            if sum(self._read(keys) for keys in self._deployment.all_keys()):  # all of them, none short-circuited
-                continue
-            left = None if until is None else until - time.monotonic()
-            if left is not None and left <= 0:
-                self.close()
-                raise StopIteration
-            self._bell.wait(2.0 if left is None else left)
-        found = self._ready.popleft()
-        if isinstance(found, UpdatesLost):
-            raise found
-        return found
-
-    def _read(self, keys: Keys) -> bool:
+    def _read_shard(self, keys: Keys) -> bool:
         cursor, count = self._cursors[keys.shard]
         entries, trimmed = self._deployment.driver.run(_over(lambda: _news(keys, cursor)))
         if trimmed > count:
@@ -225,9 +220,7 @@ class Feed:
             return False
         self._cursors[keys.shard] = (entries[-1][0], max(count, trimmed) + len(entries))
         for _, op, line, sequence in entries:
-            update = read_entry(self._decode, op.decode(), sequence, line)
-            if self._module is None or update.module == self._module:
-                self._ready.append(update)
+            self._take(op.decode(), sequence, line)
         return True
 
 

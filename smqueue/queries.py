@@ -15,7 +15,7 @@ from smqueue.keys import Keys, decode, encode
 from smqueue.records import Active, Placed
 from smqueue.roundtrip import Command, Steps, read
 from smqueue.standing import Standing, parse_inactive, standing, standing_looks, version_of
-from smqueue.states import StateMachine
+from smqueue.states import StateMachine, check_machine, check_operation_id
 
 MachineId = NewType("MachineId", str)
 T = TypeVar("T")
@@ -105,13 +105,13 @@ class Queries:
 
     def active(self, operation_id: str | None, module: str | None) -> Iterator[tuple[StateMachine, ActiveState]]:
         """Active records, streamed."""
-        for op in self.operations() if operation_id is None else [operation_id]:
+        for op in self.operations() if operation_id is None else [check_operation_id(operation_id)]:
             key = self._deployment.keys(op).active(op)
             yield from self._records(key, op, module, lambda value: active_state(Active.parse(value)))
 
     def inactive(self, operation_id: str | None, module: str | None) -> Iterator[tuple[StateMachine, InactiveState]]:
         """Inactive records, streamed."""
-        for op in self._past_operations() if operation_id is None else [operation_id]:
+        for op in self._past_operations() if operation_id is None else [check_operation_id(operation_id)]:
             key = self._deployment.keys(op).inactive(op)
             yield from self._records(key, op, module, lambda value: inactive_state(parse_inactive(value)))
 
@@ -126,10 +126,12 @@ class Queries:
 
     def has_active(self, operation_id: str) -> bool:
         """Whether any machine of the operation is active."""
-        return bool(self._deployment.driver.command("EXISTS", self._deployment.keys(operation_id).active(operation_id)))
+        key = self._deployment.keys(check_operation_id(operation_id)).active(operation_id)
+        return bool(self._deployment.driver.command("EXISTS", key))
 
     def stands(self, machine: StateMachine) -> tuple[Placed, Standing] | None:
         """Where a machine's state stands; ``None`` when its module is not registered."""
+        check_machine(machine)
         if machine.module is not None and machine.module not in self._instances:
             return None
         placed = self._instances.place(machine)

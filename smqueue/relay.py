@@ -21,7 +21,7 @@ from smqueue.errors import (
 from smqueue.instances import Instances, Told
 from smqueue.keys import Keys, shard_of
 from smqueue.outbound import Outbound
-from smqueue.protocols import others, requests, retention, runs
+from smqueue.protocols import control, others, requests, retention, runs
 from smqueue.protocols.add import add
 from smqueue.protocols.bounds import PARK_MS
 from smqueue.protocols.claim import Armed
@@ -57,10 +57,11 @@ class Relay:
         if kind == "cancel":
             finish_cancel(self.driver, self.instances, self.keys, op)
         elif kind == "retention":
-            while self.driver.run(retention.sweep(self.keys, self.instances)).again_ms == 0:
-                pass
+            self.driver.run(retention.sweep(self.keys, self.instances))
         elif kind == "requests":
             self._requests()
+        elif kind == "resume":
+            self.driver.run(control.resume(self.keys, op, lift=False))
 
     def _requests(self) -> None:
         """Do what is due, page by page; what stays is passed over."""
@@ -78,7 +79,7 @@ class Relay:
             request = requests.parse(raw)
             if request.data["due"] > now_ms:
                 return False
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             log.error("a request that cannot be read is left out: %s", error)
             return False
         try:
@@ -112,11 +113,12 @@ class Relay:
         """A signal sent by a transition: applied and removed in one script, so never twice."""
         here = self.keys
         there = Keys(here.namespace, shard_of(told.operation_id, self.instances.shards))
+        id, limit = request.data["id"], self.instances.inbox_limit
         try:
             if there.shard == here.shard:
-                done = self.driver.run(signal(here, told, request.data["id"], request=request.raw))
+                done = self.driver.run(signal(here, told, id, request=request.raw, limit=limit))
             else:
-                done = self.driver.run(signal(there, told, request.data["id"], signal_id=request.data["id"]))
+                done = self.driver.run(signal(there, told, id, signal_id=id, limit=limit))
                 self.driver.run(requests.remove(here, request.raw))
         except (OperationFinished, InboxFull) as error:
             log.warning("a signal sent by a transition is dropped: %s", error)
@@ -136,27 +138,35 @@ class Relay:
     def _answer(self, request: Request) -> None:
         data = request.data
         try:
-            body: dict[str, Any] = {"value": self._client(data)}
+            body: dict[str, Any] = {"value": self._client(request)}
         except (StoreUnavailable, StoreRefused):
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             problem = f"not of the form that Client sends: {type(error).__name__}: {error}"
             body = {"error": "InvalidInput", "args": ["request", problem]}
         except SmqueueError as error:
             body = {"error": type(error).__name__, "args": [_plain(arg) for arg in error.args]}
         self.driver.run(requests.answer(self.keys, request.raw, data["id"], body))
 
-    def _client(self, data: Mapping[str, Any]) -> Any:
+    def _client(self, request: Request) -> Any:
+        data = request.data
         if data["kind"] == "client-add":
             machines = machines_from_json(self.instances, data["machines"])
             return self._add(self.keys, machines, data["id"], bool(data.get("exist_ok")))
         told = self.instances.signal(data["operation_id"], data["signal"], data["payload"], data.get("module"))
         delivered = self.driver.run(
             signal(
-                self.keys, told, data["id"], machine=data.get("machine") or "", signal_id=data.get("signal_id") or ""
+                self.keys,
+                told,
+                data["id"],
+                machine=data.get("machine") or "",
+                signal_id=data.get("signal_id") or "",
+                asked=request.raw,
+                limit=self.instances.inbox_limit,
             )
         )
-        assert delivered is not None
+        if delivered is None:
+            return None  # another has answered meanwhile
         if delivered.hint:
             self.outbound.hint(self.keys.namespace, self.keys.shard)
         return delivered.delivery.value

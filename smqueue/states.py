@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, cast, dataclass_transform
 from smqueue.checks import check_name
 from smqueue.errors import InvalidInput, UndecodableRecord
 from smqueue.places import place_of
-from smqueue.schemas import Codec, ValidationProblem, canonical
+from smqueue.schemas import HIDDEN, Codec, ValidationProblem, canonical
 from smqueue.trigger_types import Trigger
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class State:
         if "__dataclass_fields__" in cls.__dict__:
             return  # dataclass(slots=True) copies a class that is one already
         specified = {name: value for name, value in vars(cls).items() if isinstance(value, dataclasses.Field)}
+        if "__repr__" not in vars(cls):
+            setattr(cls, "__repr__", State.__repr__)  # noqa: B010 - else dataclass makes one, which shows secrets
         dataclass(frozen=True, kw_only=kw_only, order=order)(cls)
         # A second @dataclass(frozen=True) must find what the first one found. It refuses a class that has these two
         # (State's own do their work), and would miss defaults that the first one has taken off the class.
@@ -73,6 +75,15 @@ class State:
 
     def __delattr__(self, name: str) -> None:
         raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}: states do not change")
+
+    def __repr__(self) -> str:
+        known, shown = type_of(type(self)), list[str]()
+        secret = {path.partition(".")[0] for path in known.codec.secret_fields} if known is not None else set[str]()
+        for one in dataclasses.fields(cast("Any", self)):
+            if one.repr:
+                value = HIDDEN if one.name in secret else repr(getattr(self, one.name, None))
+                shown.append(f"{one.name}={value}")
+        return f"{type(self).__qualname__}({', '.join(shown)})"
 
     def transitions(self, context: Any, global_context: Any) -> Sequence[Transition[Any, Any]]:  # noqa: ARG002 - for overrides
         """Return what this state waits for, in declaration order; by default what ``@module.on`` registered.
@@ -145,6 +156,12 @@ class Context(Generic[M, G]):
         def __class_getitem__(cls, given: Any) -> Any:
             given = given if isinstance(given, tuple) else (given,)
             return super().__class_getitem__((*given, *[Any] * (2 - len(given))))  # the default of G
+
+
+def check_machine(value: object) -> None:
+    """Check that something is a machine; raises InvalidInput."""
+    if not isinstance(value, StateMachine):
+        raise InvalidInput("machines", f"expected StateMachine, got {type(value).__name__}")
 
 
 @dataclass
@@ -242,7 +259,8 @@ class StateMachine:
                 pass  # no stored form: adding it says why, comparing it should not raise
             else:
                 return self.operation_id, self.module, known.module.name, known.name, stored
-        return self.operation_id, self.module, type(self.state), repr(self.state)
+        values = [getattr(self.state, one.name, None) for one in dataclasses.fields(cast("Any", self.state))]
+        return self.operation_id, self.module, type(self.state), repr(values)
 
     def __eq__(self, other: object) -> bool:
         return self._identity == other._identity if isinstance(other, StateMachine) else NotImplemented

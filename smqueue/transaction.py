@@ -143,14 +143,12 @@ class Transaction(DataKeys):
         return placed
 
     @overload
-    def signal(self, operation_id: str, signal: Signal[None], /, *, module: str | None = None) -> None: ...
+    def signal(self, operation_id: str, signal: Signal[None], *, module: str | None = None) -> None: ...
     @overload
-    def signal(self, operation_id: str, signal: Signal[P], payload: P, /, *, module: str | None = None) -> None: ...
+    def signal(self, operation_id: str, signal: Signal[P], payload: P, *, module: str | None = None) -> None: ...
     @overload
-    def signal(
-        self, operation_id: str, signal: str, payload: object = None, /, *, module: str | None = None
-    ) -> None: ...
-    def signal(self, operation_id: str, signal: Any, payload: Any = None, /, *, module: str | None = None) -> None:
+    def signal(self, operation_id: str, signal: str, payload: object = None, *, module: str | None = None) -> None: ...
+    def signal(self, operation_id: str, signal: Any, payload: Any = None, *, module: str | None = None) -> None:
         """Send a signal with this commit; it is delivered right after, exactly once.
 
         Raises:
@@ -164,9 +162,18 @@ class Transaction(DataKeys):
     ) -> None:
         """Send a Celery task once this has committed: at least once, under one task id.
 
+        Args:
+            name: The task's.
+            args: Its arguments, JSON-ready.
+            kwargs: Its keyword arguments, JSON-ready.
+            **options: Of Celery's ``send_task``: ``queue``, ``countdown`` (s), ``eta`` and ``expires`` …
+
         Raises:
             InvalidInput: Arguments that are not JSON.
         """
+        for one in ("eta", "expires"):  # Celery takes these as text, too
+            if isinstance(options.get(one), datetime):
+                options[one] = options[one].isoformat()
         body = {"name": name, "args": list(args), "kwargs": dict(kwargs or {}), "options": options}
         try:
             json.dumps(body)

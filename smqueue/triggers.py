@@ -142,7 +142,6 @@ def at(when: Any, /) -> Any:
 @overload
 def poll(
     fn: Callable[[S, Context[Any, Any]], Awaitable[T | None]],
-    /,
     *,
     every: timedelta | Callable[[S], timedelta],
     timeout: timedelta | float | None = None,
@@ -151,13 +150,12 @@ def poll(
 @overload
 def poll(
     fn: Callable[[S, Context[Any, Any]], Awaitable[T | None] | T | None],
-    /,
     *,
     every: timedelta | Callable[[S], timedelta],
     timeout: timedelta | float | None = None,
     backoff: float | None = None,
 ) -> Poll[S, T]: ...
-def poll(fn: Any, /, *, every: Any, timeout: Any = None, backoff: Any = None) -> Any:
+def poll(fn: Any, *, every: Any, timeout: Any = None, backoff: Any = None) -> Any:
     """Call ``fn(state, context)`` again and again until it returns something other than ``None``.
 
     Args:
@@ -185,7 +183,6 @@ def poll(fn: Any, /, *, every: Any, timeout: Any = None, backoff: Any = None) ->
 @overload
 def call(
     fn: Callable[[S, Context[Any, Any]], Awaitable[T] | T],
-    /,
     *,
     timeout: timedelta | float | None = None,
     retry: Retry = ...,
@@ -193,12 +190,11 @@ def call(
 @overload
 def call(
     fn: Callable[[S, Context[Any, Any]], Awaitable[T]],
-    /,
     *,
     timeout: timedelta | float | None = None,
     retry: Retry = ...,
 ) -> Call[S, T]: ...
-def call(fn: Any, /, *, timeout: Any = None, retry: Any = None) -> Any:
+def call(fn: Any, *, timeout: Any = None, retry: Any = None) -> Any:
     """Call ``fn(state, context)`` until it returns; for a short piece of I/O. It runs at least once, maybe more.
 
     Args:
@@ -217,7 +213,7 @@ def call(fn: Any, /, *, timeout: Any = None, retry: Any = None) -> Any:
     return Call[Any, Any](fn, timeout_s_of(timeout, "call(timeout=…)", where), retry_of(retry, "call", where), where)
 
 
-def wait(fn: Callable[[S, Context[Any, Any]], Awaitable[T]], /, *, retry: Retry | None = None) -> Wait[S, T]:
+def wait(fn: Callable[[S, Context[Any, Any]], Awaitable[T]], *, retry: Retry | None = None) -> Wait[S, T]:
     """Run the coroutine ``fn(state, context)`` for as long as it takes; many thousands can be pending in one process.
 
     Args:
@@ -236,30 +232,30 @@ def wait(fn: Callable[[S, Context[Any, Any]], Awaitable[T]], /, *, retry: Retry 
 
 
 @overload
-def channel(name: str, /, where: None = None, payload_type: None = None) -> Channel[State, Any]: ...
+def channel(name: str, where: None = None, payload_type: None = None) -> Channel[State, Any]: ...
 @overload
-def channel(name: str, /, where: None = None, *, payload_type: type[T]) -> Channel[State, T]: ...
+def channel(name: str, where: None = None, *, payload_type: type[T]) -> Channel[State, T]: ...
 @overload
-def channel(name: str, /, where: None = None, *, decode: Callable[[bytes], T]) -> Channel[State, T]: ...
+def channel(name: str, where: None = None, *, decode: Callable[[bytes], T]) -> Channel[State, T]: ...
 @overload
-def channel(name: str, /, where: Callable[[Any, S], bool], payload_type: None = None) -> Channel[S, Any]: ...
+def channel(name: str, where: Callable[[Any, S], bool], payload_type: None = None) -> Channel[S, Any]: ...
 @overload
-def channel(name: str, /, where: Callable[[T, S], bool], payload_type: type[T]) -> Channel[S, T]: ...
+def channel(name: str, where: Callable[[T, S], bool], payload_type: type[T]) -> Channel[S, T]: ...
 @overload
-def channel(name: str, /, where: Callable[[T, S], bool], *, decode: Callable[[bytes], T]) -> Channel[S, T]: ...
+def channel(name: str, where: Callable[[T, S], bool], *, decode: Callable[[bytes], T]) -> Channel[S, T]: ...
 @overload
 def channel(
-    name: Callable[[S], str], /, where: Callable[[Any, S], bool] | None = None, payload_type: None = None
+    name: Callable[[S], str], where: Callable[[Any, S], bool] | None = None, payload_type: None = None
 ) -> Channel[S, Any]: ...
 @overload
 def channel(
-    name: Callable[[S], str], /, where: Callable[[T, S], bool] | None = None, *, payload_type: type[T]
+    name: Callable[[S], str], where: Callable[[T, S], bool] | None = None, *, payload_type: type[T]
 ) -> Channel[S, T]: ...
 @overload
 def channel(
-    name: Callable[[S], str], /, where: Callable[[T, S], bool] | None = None, *, decode: Callable[[bytes], T]
+    name: Callable[[S], str], where: Callable[[T, S], bool] | None = None, *, decode: Callable[[bytes], T]
 ) -> Channel[S, T]: ...
-def channel(name: Any, /, where: Any = None, payload_type: Any = None, *, decode: Any = None) -> Any:
+def channel(name: Any, where: Any = None, payload_type: Any = None, *, decode: Any = None) -> Any:
     """Complete with a message on a plain Redis pub/sub channel. What is published while nobody listens is missed.
 
     Args:
@@ -286,10 +282,10 @@ def channel(name: Any, /, where: Any = None, payload_type: Any = None, *, decode
 
 
 @overload
-def task(signature: SignatureLike, /) -> TaskTrigger[State, Any]: ...
+def task(signature: SignatureLike) -> TaskTrigger[State, Any]: ...
 @overload
-def task(signature: Callable[[S], SignatureLike], /) -> TaskTrigger[S, Any]: ...
-def task(signature: Any, /) -> Any:
+def task(signature: Callable[[S], SignatureLike]) -> TaskTrigger[S, Any]: ...
+def task(signature: Any) -> Any:
     """Send a Celery task and complete when it has finished. Needs no result back end.
 
     Args:
@@ -327,6 +323,14 @@ def reached(operation_id: Callable[[S], str], s1: type[A], s2: type[B], s3: type
 def reached(
     operation_id: Callable[[S], str], s1: type[A], s2: type[B], s3: type[C], s4: type[D], /
 ) -> Reached[S, A | B | C | D]: ...
+@overload
+def reached(
+    operation_id: str, s1: type[A], s2: type[A], s3: type[A], s4: type[A], s5: type[A], /, *more: type[A]
+) -> Reached[State, A]: ...
+@overload
+def reached(
+    operation_id: Callable[[S], str], s1: type[A], s2: type[A], s3: type[A], s4: type[A], s5: type[A], /, *more: type[A]
+) -> Reached[S, A]: ...
 def reached(operation_id: Any, /, *states: Any) -> Any:
     """Complete when a machine of an operation is, or has ever been, in one of some states.
 
@@ -351,10 +355,10 @@ def reached(operation_id: Any, /, *states: Any) -> Any:
 
 
 @overload
-def finished(operation_id: str, /) -> Trigger[State, None]: ...
+def finished(operation_id: str) -> Trigger[State, None]: ...
 @overload
-def finished(operation_id: Callable[[S], str], /) -> Trigger[S, None]: ...
-def finished(operation_id: Any, /) -> Any:
+def finished(operation_id: Callable[[S], str]) -> Trigger[S, None]: ...
+def finished(operation_id: Any) -> Any:
     """Complete when an operation has had states and none is active any more.
 
     Args:

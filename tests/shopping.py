@@ -13,6 +13,7 @@ from celery import Celery
 from smqueue import Executor, ExecutorBuilder, State, StateMachine
 from smqueue.keys import Keys
 from tests.apps import shop
+from tests.apps.wiring import environment
 from tests.waiting import wait_until
 from tests.workers import Worker
 
@@ -29,10 +30,7 @@ class Shop:
 
     def __init__(self, url: str, broker: str, namespace: str, directory: Path) -> None:
         self.url, self.broker, self.namespace, self.directory = url, broker, namespace, directory
-        self.env = {
-            "TEST_STATE_URL": url, "TEST_BROKER_URL": broker, "TEST_NAMESPACE": namespace, "TEST_QUEUE": namespace,
-            "TEST_DIR": str(directory),
-        }  # fmt: skip
+        self.env = environment(url, broker, namespace, directory)
         self.app = Celery(f"producer-{namespace}", broker=broker, set_as_current=False)
         self.app.conf.update(task_default_queue=namespace, task_ignore_result=True)
         modules = ExecutorBuilder().with_module("orders", shop.orders).with_module("kinds", shop.kinds)

@@ -12,4 +12,3 @@ from smqueue import ExecutorBuilder
 
 app = Celery("orders")
 executor = ExecutorBuilder().with_module("orders", orders).with_module("parcels", parcels).build(app)
-

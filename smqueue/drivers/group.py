@@ -100,9 +100,11 @@ def _share(looking: Sequence[tuple[Run[T], Read]], replies: Any) -> None:
 def _disjoint(members: Ready[T]) -> tuple[Ready[T], Ready[T]]:
     """Members that can go into one EXEC, and those that rest on a key which an earlier member writes."""
     together, later = Ready[T](), Ready[T]()
-    written, replaced = set[Any](), set[Any]()
+    written, replaced, counted = set[Any](), set[Any](), dict[Any, Any]()
     for run, commit in members:
-        if run.watched & written or run.checked & replaced:
+        # An increment makes a key where there was none: a write of another kind to it was not checked for that.
+        clash = counted and any(len(c) > 1 and counted.get(c[1], c[0]) != c[0] for c in commit.commands)
+        if run.watched & written or run.checked & replaced or clash:
             later.append((run, commit))
             continue
         together.append((run, commit))
@@ -111,7 +113,9 @@ def _disjoint(members: Ready[T]) -> tuple[Ready[T], Ready[T]]:
                 continue
             keys = _keys(command)
             written.update(keys)
-            if command[0] not in INCREMENTS:
+            if command[0] in INCREMENTS:
+                counted[command[1]] = command[0]
+            else:
                 replaced.update(keys)
     return together, later
 

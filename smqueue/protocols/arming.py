@@ -187,7 +187,10 @@ def keep(
     if not armed:
         return None
     race = keys.race(machine.record)
-    commands: list[Command] = [("HDEL", race, "won", "value", "at", "claims", "alone", "attempts", "error")]
+    commands: list[Command] = [
+        ("HDEL", race, "won", "value", "at", "claims", "alone", "attempts", "error"),
+        ("HDEL", keys.quarantine, machine.record),  # set aside meanwhile by one who took this worker for dead
+    ]
     entry = f"{machine.entry}:{name}"
     if name not in armed:
         if kind not in {"now", "deadline"}:
@@ -253,9 +256,9 @@ def settle(keys: Keys, op: str, now_us: int, keep: timedelta | None) -> Command:
     EVAL with its text, not EVALSHA: after a restart that would fail alone, with its neighbours applied.
     """
     body = "if redis.call('EXISTS',KEYS[1])==0 then redis.call('ZREM',KEYS[2],ARGV[1])"
-    body += " if ARGV[3]~='' then redis.call('ZADD',KEYS[3],ARGV[2],ARGV[1])"
-    body += " redis.call('ZADD',KEYS[4],'NX',ARGV[3],'~retention') end end return 1"
-    args = (op, now_us // 1000, "" if keep is None else now_us // 1000 + round(keep.total_seconds() * 1000))
+    body += " if ARGV[2]~='' then redis.call('ZADD',KEYS[3],ARGV[2],ARGV[1])"
+    body += " redis.call('ZADD',KEYS[4],'LT',ARGV[2],'~retention') end end return 1"
+    args = (op, "" if keep is None else now_us // 1000 + round(keep.total_seconds() * 1000))
     return ("EVAL", body, 4, keys.active(op), keys.operations, keys.finished, keys.schedule, *args)
 
 

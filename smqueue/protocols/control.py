@@ -22,7 +22,7 @@ from smqueue.protocols.arming import (
     step_entry,
     wait_of,
 )  # fmt: skip
-from smqueue.protocols.bounds import HINT_MS
+from smqueue.protocols.bounds import HINT_MS, LEASE_MS
 from smqueue.protocols.decide import Look
 from smqueue.protocols.spawn import buffered
 from smqueue.records import Active, Armed, Machine, compact
@@ -45,8 +45,13 @@ def pause(control: str) -> Steps[None]:
     )  # one that is being cancelled stays so: nothing commits either
 
 
-def resume(keys: Keys, control: str) -> Steps[tuple[bool, bool]]:
+def resume(keys: Keys, control: str, lift: bool = True) -> Steps[tuple[bool, bool]]:
     """Lift a control and make due what it has held; a round trip for each 1,000.
+
+    Args:
+        keys: Of the shard.
+        control: The control's key.
+        lift: ``False``: only go on where another who lifted it has ended.
 
     Returns:
         Whether it was set, and whether to send a hint.
@@ -54,7 +59,7 @@ def resume(keys: Keys, control: str) -> Steps[tuple[bool, bool]]:
     names = (control, keys.held(control), keys.schedule, keys.hint)
     was = due = False
     while True:
-        args = (RESUME_BATCH, HINT_MS)
+        args = (RESUME_BATCH, HINT_MS, LEASE_MS, "1" if lift else "")
         found: tuple[int, int, int] = yield from call(
             "resume", names, args, lambda r: (int(r[0]), int(r[1]), int(r[2]))
         )
@@ -118,17 +123,21 @@ def cancel(keys: Keys, op: str, commit_id: str, keep: timedelta | None) -> Steps
             if not batch:
                 control = keys.control(op)
                 commands = [("DEL", control, keys.held(control)), ("ZREM", keys.schedule, f"~cancel:{op}")]
-                yield from commit(commands)
-                return ended
+                if (yield from commit(commands)) is not None:  # else one has come meanwhile, and may be held already
+                    return ended
+                attempt += 1
+                continue
             look, reason = Look(), ""
             guards = [keys.machine(digest(op, one.field)) for one in batch]
             past: list[Command] = [("HGET", keys.inactive(op), one.field) for one in batch]
             looks = [TIME, ("GET", keys.control(op)), begun(keys, op), watchers(keys, op)]
             looks += [("HGET", keys.active(op), one.raw) for one in batch]
             looks += [("GET", guard) for guard in guards]
-            watch = [*guards, keys.watchers(op), keys.history(op), keys.active(op)]
+            watch = [*guards, keys.watchers(op), keys.history(op), keys.active(op), keys.control(op)]
             yield from look.fetch(watch, [*looks, *past])
-            _, reason = _how(look.known["GET", keys.control(op)])
+            if (noted := look.known["GET", keys.control(op)]) is None:
+                return ended  # another has finished the cancelling: what is active now has come after it
+            _, reason = _how(noted)
             commands = _end_all(keys, op, batch, look, commit_id, reason, keep)
             if commands and (yield from commit(commands)) is not None:
                 ended, attempt = ended + len(batch), 0
@@ -144,7 +153,7 @@ def cancel(keys: Keys, op: str, commit_id: str, keep: timedelta | None) -> Steps
 def _page(keys: Keys, op: str) -> Steps[list[Leaving]]:
     cursor: Any = 0
     while True:
-        ((cursor, flat),) = yield from read([], ("HSCAN", keys.active(op), cursor, "COUNT", BATCH))
+        ((cursor, flat),) = yield from read([keys.active(op)], ("HSCAN", keys.active(op), cursor, "COUNT", BATCH))
         pairs = list(zip(flat[::2], flat[1::2], strict=True))[:BATCH]
         if pairs or int(cursor) == 0:
             return [_leaving(field, raw) for field, raw in pairs]

@@ -69,5 +69,5 @@ def ask(keys: Keys, data: Mapping[str, Any]) -> Steps[None]:
 
 def answer(keys: Keys, request: bytes, id: str, body: Mapping[str, Any]) -> Steps[bool]:
     """Answer a client; 1 round trip."""
-    names = (keys.requests, keys.reply(id))
+    names = (keys.requests, keys.reply(id), keys.marker(id))
     return (yield from call("answer", names, (request, plain(body), ANSWER_S), lambda r: bool(r) and text(r) == "1"))

@@ -42,6 +42,7 @@ def signal(
     machine: str = "",
     signal_id: str = "",
     request: bytes = b"",
+    asked: bytes = b"",
     limit: int = INBOX_LIMIT,
 ) -> Steps[Delivered | None]:
     """Record the signal for the machine that has waited longest, or keep it; 1 round trip.
@@ -53,6 +54,7 @@ def signal(
         machine: Only for the machine of this id.
         signal_id: The caller's; a second signal of the same id is a duplicate.
         request: The stored request that this fulfils; removed in the same script.
+        asked: The same, for one that is answered: the answer removes it, and what tells a repetition till then.
         limit: How many are kept.
 
     Returns:
@@ -67,10 +69,10 @@ def signal(
     rest = (keys.active(op), keys.inactive(op), keys.schedule, keys.hint, keys.requests)
     envelope = {"id": signal_id or attempt, **({"machine": machine} if machine else {})}
     item = compact(envelope)[:-1] + f',"payload":{payload}'
-    marker_s = 0 if request else MARKER_S
+    marker_s = 0 if request else KEPT_MS // 1000 if asked else MARKER_S
     args = (
         keys.machine_prefix, keys.race_prefix, payload, signal_id, machine, item,
-        limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, request,
+        limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, request or asked,
     )  # fmt: skip
     said, hint = yield from repeat("signal", (*names, *rest), args, _said, RESENDS)
     match said:

@@ -216,6 +216,10 @@ def _plan(
         commands += note(keys, op, *entries, told=late)
         rung = ring(keys, look.known[watchers(keys, op)], now_us)
         commands, due = [*commands, *rung], due or bool(rung)
+    if elsewhere := {
+        one["operation_id"] for asked in tx.requests if asked["kind"] == "add" for one in asked["machines"]
+    }:
+        commands.append(("SADD", keys.children(op), *sorted(elsewhere)))  # of another shard: started by request
     ending, requests = tail(keys, tx, now_us, due)
     done = Transitioned(kind, target, tuple(started.machines), tuple(requests), due)
     return done, [*commands, *ending]

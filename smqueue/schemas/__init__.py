@@ -34,9 +34,10 @@ looked up by them. What must keep its spelling in a state, such as a file name, 
 
 from smqueue.schemas.codec import Codec, canonical, codec_for, dataclass_codec, redact
 from smqueue.schemas.problem import JsonValue, ValidationProblem
-from smqueue.schemas.secrets import Secret
+from smqueue.schemas.secrets import HIDDEN, Secret
 
 __all__ = [
+    "HIDDEN",
     "Codec",
     "JsonValue",
     "Secret",

@@ -13,7 +13,7 @@ HIDDEN = "***"
 class Secret:
     """Marks a field that must not be shown: ``token: Annotated[str, Secret]``.
 
-    It is stored as it is, and shown as ``***`` by listings, ``explain`` and logs.
+    It is stored as it is, and shown as ``***`` by listings, ``explain``, logs and the ``repr`` of a state.
     """
 
 

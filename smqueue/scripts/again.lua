@@ -10,5 +10,7 @@ redis.call('HINCRBY', race, 'tries:' .. trigger, ARGV[5])
 redis.call('HSET', race, 'ran:' .. trigger, string.format('%.0f', now))
 if ARGV[6] ~= '' then redis.call('HSET', race, 'error:' .. trigger, ARGV[6])
 else redis.call('HDEL', race, 'error:' .. trigger) end
-redis.call('ZADD', KEYS[1], 'XX', now + ARGV[4], ARGV[2])
+-- The end of a user's task may have come already, and have lost: it is looked at when it is awaited again.
+local delay = redis.call('HEXISTS', race, 'ended:' .. trigger) == 1 and 1000 or ARGV[4]
+redis.call('ZADD', KEYS[1], 'XX', now + delay, ARGV[2])
 return 'AGAIN'

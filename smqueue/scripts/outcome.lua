@@ -7,7 +7,7 @@ local rec, _, trigger = parts(ARGV[3])
 local race = ARGV[2] .. rec
 if ARGV[6] ~= '' and redis.call('HGET', race, 'task:' .. trigger) ~= ARGV[6] then return {'STALE', 0} end
 local said = record(ARGV[1], ARGV[2], KEYS[1], ARGV[3], ARGV[4])
-if said == 'LOST' and ARGV[7] == '1' then
+if (said == 'LOST' or said == 'LATE') and ARGV[7] == '1' then
   redis.call('HSET', race, 'ended:' .. trigger, ARGV[4])
   redis.call('ZADD', KEYS[2], 'XX', now + 1000, ARGV[3])
 end

@@ -4,11 +4,18 @@
 -- Returns {ms until the next entry (3600000 when there is none), 1 to send a hint, 1 when a hosted entry is due}
 local function next_in(key)
   local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
-  return first[2] and math.max(0, tonumber(first[2]) - now) or 3600000
+  local left = first[2] and tonumber(first[2]) - now or 3600000
+  return math.max(0, left), math.max(0, -left)
 end
-local wait, send, host = next_in(KEYS[2]), 0, 0
+local wait, overdue = next_in(KEYS[2])
+local send, host = 0, 0
 if wait == 0 then
-  if redis.call('SET', KEYS[1], '1', 'NX', 'PX', ARGV[1]) then send = 1 end
+  if redis.call('SET', KEYS[1], 'pump', 'NX', 'PX', ARGV[1]) then
+    send = 1
+  elseif overdue > tonumber(ARGV[1]) and redis.call('GET', KEYS[1]) ~= 'pump' then
+    redis.call('SET', KEYS[1], 'pump', 'PX', ARGV[1])  -- those who set it may be cut off from the broker
+    send = 1
+  end
   wait = tonumber(ARGV[1])
 end
 if KEYS[3] then

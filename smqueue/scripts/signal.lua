@@ -1,10 +1,13 @@
 -- signal: give a signal to the machine that has waited longest, or keep it. Repeating an attempt answers as before.
 -- KEYS  waiting, inbox, seen, marker, active, inactive, schedule, hint, requests
 -- ARGV  machine prefix, race prefix, payload (JSON), user's id or '', machine wanted or '', item (JSON up to its time),
---       inbox limit, kept ms, marker s, hint ms, ids kept, request to remove or ''
+--       inbox limit, kept ms, marker s, hint ms, ids kept, request or '' (removed; only looked for when marker s is not 0)
 -- Returns {DELIVERED | BUFFERED | DUPLICATE | FINISHED | FULL | GONE (the request was done already), 1 to send a hint}
 local id, wanted = ARGV[4], ARGV[5]
-if ARGV[12] ~= '' and redis.call('LREM', KEYS[9], 1, ARGV[12]) == 0 then return {'GONE', 0} end
+if ARGV[12] ~= '' then
+  if ARGV[9] == '0' and redis.call('LREM', KEYS[9], 1, ARGV[12]) == 0 then return {'GONE', 0} end
+  if ARGV[9] ~= '0' and not redis.call('LPOS', KEYS[9], ARGV[12]) then return {'GONE', 0} end
+end
 local before = redis.call('GET', KEYS[4])
 if before then return {before, 0} end
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from smqueue.errors import HandlerTimeout, InvalidOutcome, TooLarge, error_text
+from smqueue.errors import HandlerTimeout, InvalidOutcome, TooLarge, UndecodableRecord, error_text
 from smqueue.handlers import Handler
 from smqueue.keys import Keys, new_id, schedule_of
 from smqueue.leases import Lease
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("smqueue.triggers")
 
+UNREADY_MS = 10_000
+"""When a trigger whose context or handler could not be had is tried again."""
 UNLIMITED_S = 3_600.0
 """How long the lease of code without a timeout is renewed at most."""
 
@@ -43,12 +45,17 @@ def run_trigger(engine: Engine, keys: Keys, entry: str, kind: str) -> str:
     if isinstance(started, str):
         return started
     armed = started.armed
-    handler = engine.instances.handlers(armed.placed).get(armed.trigger)
-    if handler is None:
-        return "STALE"
+    try:  # contexts and dynamic transitions are the user's code
+        handler = engine.instances.handlers(armed.placed).get(armed.trigger)
+        if handler is None:
+            raise UndecodableRecord(f"state {armed.placed.type.name} has no handler {armed.trigger} any more")
+        attempt = Attempt(engine, keys, armed, handler, token, started.watched)
+    except Exception as error:
+        log.warning("trigger %s of operation %s cannot be run: %s", armed.trigger, armed.machine.op, error_text(error))
+        engine.driver.run(runs.again(keys, entry, kind, token, UNREADY_MS, 0, error_text(error)))
+        return "AGAIN"
     trigger: Any = handler.trigger
     limit = (getattr(trigger, "timeout_s", None) or UNLIMITED_S) + 5
-    attempt = Attempt(engine, keys, armed, handler, token, started.watched)
     with engine.leases.hold([Lease(keys, schedule_of(keys, kind), entry, token)], limit):
         match trigger:
             case Poll():

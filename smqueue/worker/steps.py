@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from smqueue.errors import SmqueueError
+from smqueue.errors import SmqueueError, StoreRefused, StoreUnavailable, error_text
 from smqueue.protocols.claim import pump
 from smqueue.worker.engine import Engine
 from smqueue.worker.events import Onlooker
@@ -75,6 +75,9 @@ class Pump(bootsteps.StartStopStep):
                 if host is None:
                     keys = engine.executor.deployment.all_keys()
                     _ = engine.driver, engine.leases
+                    if worker.app.smqueue_engines.get(engine.namespace) is not engine:
+                        return  # the executor was built again
+                    load_modules(engine)
                     host = Host(engine, whole(worker.app, "smqueue_wait_capacity", CAPACITY), wake.set)
                     host.start()
                     self._hosts.append(host)
@@ -89,7 +92,8 @@ class Pump(bootsteps.StartStopStep):
                 failures = 0
             except SmqueueError as error:
                 if failures == 0:
-                    log.error("%s; trying again until it answers", error)
+                    away = isinstance(error, StoreUnavailable | StoreRefused)
+                    log.error("%s%s", error, "; trying again until it answers" if away else "")
                 wait_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
                 failures += 1
             except Exception:
@@ -109,6 +113,15 @@ class Pump(bootsteps.StartStopStep):
                 next_ms = 0
             wait_ms = min(wait_ms, max(next_ms, 5 if not hosted else 20))
         return wait_ms / 1000
+
+
+def load_modules(engine: Engine) -> None:
+    """Import the modules that were given by name: what is wrong with one is said now, not when a machine needs it."""
+    for module in engine.instances.ids():
+        try:
+            _ = engine.instances.get(module).module
+        except Exception as error:  # the user's file may raise anything
+            log.error("module %s cannot be used: %s", module, error_text(error))
 
 
 def _outlive_broker(consumer: Any) -> None:

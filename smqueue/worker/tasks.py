@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from celery import Celery
 from celery.exceptions import Ignore
 
-from smqueue.errors import StoreRefused, StoreUnavailable, UnknownModule, error_text
+from smqueue.errors import DefinitionError, InvalidInput, StoreRefused, StoreUnavailable, error_text
 from smqueue.protocols import runs
 from smqueue.relay import machines_from_json
 from smqueue.retry import Failed
@@ -39,16 +39,34 @@ class Engines:
     def __iter__(self) -> Any:
         return iter(self._engines)
 
-    def get(self, namespace: str | None) -> Engine:
-        """The engine of a namespace; the only one there is, unless given.
+    def get(self, namespace: str | None, modules: Iterable[object] = ()) -> Engine:
+        """The engine of a namespace; unless that is given the only one there is, or the only one with these modules.
+
+        An executor may have been built again: of several for one namespace the first that has all their modules counts.
 
         Raises:
-            UnknownModule: There is none.
+            InvalidInput: There is none, or there are several and no saying which.
+            DefinitionError: The modules of one namespace are spread over several executors.
         """
         found = [engine for engine in self._engines if namespace in {None, engine.namespace}]
-        if len(found) != 1:
-            raise UnknownModule(f"(namespace {namespace})", ", ".join(engine.namespace for engine in self._engines))
-        return found[0]
+        wanted = {module for module in modules if isinstance(module, str)}
+        if namespace is None and wanted:
+            found = [engine for engine in found if wanted.intersection(engine.instances.ids())] or found
+        names = {engine.namespace for engine in found}
+        if len(names) != 1:
+            known = ", ".join(sorted({engine.namespace for engine in self._engines}))
+            raise InvalidInput("namespace", f"the executors of this application have {known}; give one of them")
+        if len(found) == 1:
+            return found[0]
+        every = {module for engine in found for module in engine.instances.ids()}
+        for engine in found:
+            if every.issubset(engine.instances.ids()):
+                return engine
+        raise DefinitionError(
+            f"the modules of namespace {found[0].namespace} ({', '.join(sorted(every))}) are spread over {len(found)} "
+            "executors of one application: build one with all of them",
+            "the Celery application",
+        )
 
 
 def register(app: Any, engines: Engines) -> None:
@@ -80,7 +98,7 @@ def register(app: Any, engines: Engines) -> None:
 
     @app.task(name="smqueue.add", shared=False, ignore_result=False)
     def add(machines: Sequence[Mapping[str, Any]], exist_ok: bool = False, namespace: str | None = None) -> list[str]:
-        engine = engines.get(namespace)
+        engine = engines.get(namespace, modules_of(machines))
         given = machines_from_json(engine.instances, machines)
         return [str(machine) for machine in engine.executor.add_state_machines(given, exist_ok)]
 
@@ -94,9 +112,15 @@ def register(app: Any, engines: Engines) -> None:
         machine: str | None = None,
         namespace: str | None = None,
     ) -> str:
-        executor = engines.get(namespace).executor
+        executor = engines.get(namespace, [module]).executor
         done = executor.signal(operation_id, signal, payload, module=module, machine=machine, id=id)
         return done.value
+
+
+def modules_of(machines: Any) -> list[object]:
+    """The modules that machines in plain JSON name; garbage names none, and is refused later."""
+    given = cast("list[Any]", machines) if isinstance(machines, list) else []
+    return [cast("dict[str, Any]", one).get("module") for one in given if isinstance(one, dict)]
 
 
 @contextmanager

@@ -5,21 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from datetime import timedelta
 
-from celery import Celery
-
-from smqueue import ExecutorBuilder, Module, Retry, State, StateMachine, Transaction, after, now, poll
-
-app = Celery("faulty", broker=os.environ.get("TEST_BROKER_URL"), set_as_current=False)
-app.conf.update(
-    task_ignore_result=True,
-    broker_connection_retry_on_startup=True,
-    worker_prefetch_multiplier=1,
-    task_default_queue=os.environ.get("TEST_QUEUE", "celery"),
-    worker_hijack_root_logger=True,
-)
+from smqueue import Module, Retry, State, StateMachine, Transaction, after, now, poll
+from tests.apps.wiring import application, executor_on
 
 faulty = Module(
     "faulty",
@@ -108,7 +97,7 @@ def fail(tx: Transaction, how: str) -> None:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "sleep":
-            time.sleep(3600)
+            threading.Event().wait(3600)
         case "deaf":
             deaf()
         case "wrong kind":
@@ -127,8 +116,5 @@ def deaf() -> None:
             continue
 
 
-executor = (
-    ExecutorBuilder()
-    .with_module("faulty", faulty)
-    .build(app, url=os.environ.get("TEST_STATE_URL"), namespace=os.environ.get("TEST_NAMESPACE"))
-)
+app = application("faulty")
+executor = executor_on(app, faulty=faulty)

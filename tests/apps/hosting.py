@@ -6,16 +6,8 @@ import asyncio
 import os
 from pathlib import Path
 
-from celery import Celery
-
-from smqueue import Context, ExecutorBuilder, Failed, Module, State, Transaction, wait
-
-app = Celery("hosting", broker=os.environ.get("TEST_BROKER_URL"), set_as_current=False)
-app.conf.update(
-    task_ignore_result=True,
-    broker_connection_retry_on_startup=True,
-    task_default_queue=os.environ.get("TEST_QUEUE", "celery"),
-)
+from smqueue import Context, Failed, Module, State, Transaction, wait
+from tests.apps.wiring import application, executor_on
 
 hosting = Module("hosting", version=1)
 
@@ -58,8 +50,5 @@ def freed(tx: Transaction, state: Pending, _: None) -> Freed:
     return Freed(state.n)
 
 
-executor = (
-    ExecutorBuilder()
-    .with_module("hosting", hosting)
-    .build(app, url=os.environ.get("TEST_STATE_URL"), namespace=os.environ.get("TEST_NAMESPACE"))
-)
+app = application("hosting")
+executor = executor_on(app, hosting=hosting)

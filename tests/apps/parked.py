@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime, timedelta
 
-from celery import Celery
-
-from smqueue import ExecutorBuilder, Module, State, Transaction, after, at
-
-app = Celery("parked", broker=os.environ.get("TEST_BROKER_URL"), set_as_current=False)
-app.conf.update(
-    task_ignore_result=True,
-    broker_connection_retry_on_startup=True,
-    task_default_queue=os.environ.get("TEST_QUEUE", "celery"),
-)
+from smqueue import Module, State, Transaction, after, at
+from tests.apps.wiring import application, executor_on
 
 parked = Module("parked", version=1)
 
@@ -48,8 +39,5 @@ def ended(tx: Transaction, state: Parked, _: None) -> Gone:
     return Gone("ended")
 
 
-executor = (
-    ExecutorBuilder()
-    .with_module("parked", parked)
-    .build(app, url=os.environ.get("TEST_STATE_URL"), namespace=os.environ.get("TEST_NAMESPACE"))
-)
+app = application("parked")
+executor = executor_on(app, parked=parked)

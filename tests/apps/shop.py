@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
-from celery import Celery
-
 from smqueue import (
-    Context, ExecutorBuilder, Failed, Module, Retry, State, Transaction, after, call, channel, finished, now, poll, reached,
-    task, wait,
+    Context,
+    Failed,
+    Module,
+    Retry,
+    State,
+    Transaction,
+    after,
+    call,
+    channel,
+    finished,
+    now,
+    poll,
+    reached,
+    task,
+    wait,
 )  # fmt: skip
+from tests.apps.wiring import application, executor_on
 
-app = Celery("shop", broker=os.environ.get("TEST_BROKER_URL"))
-app.conf.update(
-    task_ignore_result=True,
-    broker_connection_retry_on_startup=True,
-    worker_prefetch_multiplier=1,
-    task_default_queue=os.environ.get("TEST_QUEUE", "celery"),
-    worker_hijack_root_logger=True,
-)
+app = application("shop")
 
 orders = Module("orders", version=1)
 
@@ -143,13 +149,15 @@ def polled(tx: Transaction, state: Polling, found: int) -> Done:
     return Done(f"polled {found}")
 
 
-async def ring(state: Calling, context: Context) -> str:
-    path = f"{os.environ['TEST_DIR']}/calls-{context.operation_id}"
+async def one_more(path: str) -> int:
     with open(path, "ab") as file:
         file.write(b".")
-        tries = file.tell()
-    await asyncio.sleep(0)
-    if tries <= state.fails:
+        return file.tell()
+
+
+async def ring(state: Calling, context: Context) -> str:
+    path = f"{os.environ['TEST_DIR']}/calls-{context.operation_id}"
+    if (tries := await asyncio.create_task(one_more(path))) <= state.fails:
         raise ConnectionError(f"attempt {tries}")
     return f"attempt {tries}"
 
@@ -160,7 +168,9 @@ def called(tx: Transaction, state: Calling, got: str | Failed) -> Done:
 
 
 async def linger(state: Hosting, context: Context) -> str:
-    await asyncio.sleep(state.seconds_ms / 1000)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(state.seconds_ms / 1000):
+            await asyncio.Event().wait()
     return context.operation_id
 
 
@@ -209,7 +219,7 @@ def broke(tx: Transaction, state: Breaking, _: None) -> Done:
         case "kill":
             os.kill(os.getpid(), 9)
         case "hang":
-            time.sleep(3600)
+            threading.Event().wait(3600)
         case "undeclared":
             return Calling(0)  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
         case _:
@@ -217,9 +227,4 @@ def broke(tx: Transaction, state: Breaking, _: None) -> Done:
     return Done(state.how)
 
 
-executor = (
-    ExecutorBuilder()
-    .with_module("orders", orders)
-    .with_module("kinds", kinds)
-    .build(app, url=os.environ.get("TEST_STATE_URL"), namespace=os.environ.get("TEST_NAMESPACE"))
-)
+executor = executor_on(app, orders=orders, kinds=kinds)

@@ -7,7 +7,7 @@ triggers race as in the seed.
 from __future__ import annotations
 
 import os
-import time
+import threading
 from typing import Any
 
 import redis
@@ -108,7 +108,7 @@ class Rested(State):
 def work(tx: Transaction, state: Busy, _: None) -> Busy | Rested:
     if tx.exists("stop"):
         return Rested(state.number)
-    time.sleep(HANDLER_S)
+    threading.Event().wait(HANDLER_S)
     tx.hincrby("worked", worker_name)
     return state
 

@@ -7,7 +7,6 @@ import logging
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from smqueue import (
     AmbiguousModule,
     Delivery,
     Failed,
+    InboxFull,
     InvalidInput,
     InvalidPayload,
     InvalidState,
@@ -309,9 +309,47 @@ def test_a_payload_that_fails_its_schema_names_the_field(local: Local, send: Sen
 @pytest.mark.parametrize("payload", [None, {}, [], 7, "text"])
 def test_a_payload_of_another_kind_is_refused(local: Local, send: Send, payload: Any) -> None:
     """No payload, a list, a number, a text where an object is due: InvalidPayload that names the signal."""
-    with pytest.raises(InvalidPayload, match="transfer"):
+    with pytest.raises(InvalidPayload) as caught:
         send(local, "transfer", payload)
+    assert caught.value.field == ("transfer.amount" if payload == {} else "transfer")
     assert written(local) == {}
+
+
+@senders
+def test_the_limit_of_an_inbox_is_the_one_set(local: Local, send: Send) -> None:
+    """Whoever sends, ``smqueue_inbox_limit`` counts, and not its default."""
+    local.instances.inbox_limit = 2
+    for _ in range(2):
+        send(local, "note", "early")
+    with pytest.raises(InboxFull) as caught:
+        send(local, "note", "too many")
+    assert (caught.value.signal, caught.value.limit) == ("note", 2)
+
+
+def test_arguments_of_another_type_are_named(local: Local) -> None:
+    """What is no machine, operation id or signal is InvalidInput that names the argument, wherever it is given."""
+    executor: Any = local.executor
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("machines", lambda: executor.contains_active_state("op")),
+        ("machines", lambda: executor.contains_inactive_state(None)),
+        ("machines", lambda: executor.await_active_state("op", 1)),
+        ("machines", lambda: executor.await_inactive_state("op", 1)),
+        ("operation_id", lambda: executor.has_active_states(3)),
+        ("operation_id", lambda: list(executor.get_operation_states(""))),
+        ("operation_id", lambda: list(executor.get_inactive_states(3))),
+        ("signal", lambda: executor.signal("op", 3, "x")),
+    ]
+    for field, ask in calls:
+        with pytest.raises(InvalidInput) as caught:
+            ask()
+        assert caught.value.field == field
+
+
+@pytest.mark.parametrize("given", [StateMachine("op", Open("Ann", HOME)), "op", 7, None])
+def test_a_client_takes_objects_only(local: Local, given: Any) -> None:
+    """What is no mapping is InvalidInput at once, naming what it is."""
+    with pytest.raises(InvalidInput, match=f"machines: .*{type(given).__name__}"):
+        Client(local.executor.deployment.settings.url, local.namespace).add([given])
 
 
 @senders
@@ -609,7 +647,7 @@ def attempt(tx: Transaction, state: Trying, _: None) -> Fine | None:
             return Fine("x" * (LIMIT + 1))
         case "never returns":
             while True:
-                time.sleep(0.01)  # in whatever call it waits
+                threading.Event().wait(0.01)  # in whatever call it waits
         case "waits for nothing":
             return None
         case _:

@@ -14,10 +14,13 @@ from celery import Celery
 
 from smqueue import (
     Context,
+    DefinitionError,
     DuplicateModule,
     ExecutorBuilder,
+    InvalidInput,
     Module,
     State,
+    StateAlreadyExists,
     StateMachine,
     Transaction,
     after,
@@ -25,7 +28,9 @@ from smqueue import (
 )  # fmt: skip
 from smqueue.embedded import EmbeddedServer
 from smqueue.roundtrip import Pause, RoundTrip
+from smqueue.worker.steps import load_modules
 from tests.apps import shop
+from tests.apps.wiring import environment
 from tests.inprocess import Crash, Local, Play, machines
 from tests.waiting import wait_until
 from tests.workers import Worker, running
@@ -86,17 +91,64 @@ def test_an_id_is_given_to_one_module_only() -> None:
     assert Path(__file__).name in caught.value.where
 
 
+def test_several_executors_on_one_application(server: EmbeddedServer, namespace: str) -> None:
+    """A task in plain JSON finds the executor with its module; where several could be meant it wants a namespace."""
+    app = Celery("several", broker="memory://", set_as_current=False)
+    spaces = {"parcels": namespace, "orders": namespace[::-1]}
+    for id, module in (("parcels", parcels), ("orders", shop.orders)):
+        ExecutorBuilder().with_module(id, module).build(app, url=server.url, namespace=spaces[id])
+    add = cast("Any", app).tasks["smqueue.add"]
+
+    def machine(module: str | None) -> dict[str, Any]:
+        return {"operation_id": "op", "module": module, "type": "Ready", "state": {"n": 1}}
+
+    assert len(add([machine("parcels")])) == 1
+    for module in (None, "nobody"):
+        with pytest.raises(InvalidInput) as caught:
+            add([machine(module)])
+        assert caught.value.field == "namespace"
+        assert all(space in caught.value.problem for space in spaces.values())
+    with pytest.raises(StateAlreadyExists):
+        add([machine("parcels")], namespace=namespace)
+
+
+def test_a_namespace_has_one_executor_on_an_application(server: EmbeddedServer, namespace: str) -> None:
+    """Built again, the first with all modules counts; modules spread over several are refused, and it is said why."""
+    app = Celery("again", broker="memory://", set_as_current=False)
+
+    def build(**modules: Module[Any]) -> None:
+        builder = ExecutorBuilder()
+        for id, module in modules.items():
+            builder = builder.with_module(id, module)
+        builder.build(app, url=server.url, namespace=namespace)
+
+    build(parcels=parcels)
+    engines = cast("Any", app).smqueue_engines
+    build(parcels=parcels)
+    assert engines.get(namespace) is next(iter(engines))
+    build(orders=shop.orders)
+    with pytest.raises(DefinitionError, match=r"orders, parcels.*build one with all of them"):
+        engines.get(namespace)
+    build(orders=shop.orders, parcels=parcels)
+    assert set(engines.get(namespace).instances.ids()) == {"orders", "parcels"}
+
+
+def test_a_worker_says_at_once_which_module_cannot_be_used(server: EmbeddedServer, caplog: Any) -> None:
+    """A module given by name is imported when a worker starts; one that cannot be is named in the log, once."""
+    app = Celery("lame", broker="memory://", set_as_current=False)
+    builder = ExecutorBuilder().with_module("good", "tests.apps.shop:orders").with_module("bad", "tests.nowhere:orders")
+    builder.build(app, url=server.url, namespace="lame")
+    (engine,) = cast("Any", app).smqueue_engines
+    load_modules(engine)
+    (record,) = [record for record in caplog.records if record.name == "smqueue.worker"]
+    assert "module bad cannot be used" in record.getMessage()
+    assert "tests.nowhere" in record.getMessage()
+
+
 def test_building_connects_to_nothing() -> None:
     """Building with the address of no server at all succeeds: it runs and connects nothing (semantics 2)."""
     app = Celery("nowhere", broker="redis://127.0.0.1:1/0", set_as_current=False)
     ExecutorBuilder().with_module("parcels", parcels).build(app, url="redis://127.0.0.1:1/0")
-
-
-def _environment(server: EmbeddedServer, namespace: str, folder: Path) -> dict[str, str]:
-    return {
-        "TEST_BROKER_URL": server.broker_url, "TEST_STATE_URL": server.url, "TEST_NAMESPACE": namespace,
-        "TEST_DIR": str(folder), "TEST_QUEUE": namespace,
-    }  # fmt: skip
 
 
 def _shop(play: Play) -> Local:
@@ -112,7 +164,7 @@ def test_what_is_stored_moves_once_a_worker_is_up(
     _shop(play).executor.has_active_states("op")  # another process that builds, and no more
     assert local.active("op") == [shop.Instant(2)]
     assert local.inactive("op") == []
-    worker = Worker("tests.apps.shop", _environment(server, namespace, tmp_path), ["-P", "solo"])
+    worker = Worker("tests.apps.shop", environment(server.url, server.broker_url, namespace, tmp_path), ["-P", "solo"])
     with running(worker):
         local.executor.await_operation("op", 60)
     assert local.executor.contains_inactive_state(StateMachine("op", shop.Done("instant"), "kinds"))
@@ -120,7 +172,7 @@ def test_what_is_stored_moves_once_a_worker_is_up(
 
 def test_workers_share_a_namespace(server: EmbeddedServer, namespace: str, play: Play, tmp_path: Path) -> None:
     """Two workers run one namespace at once: both take part, and each machine moves exactly once (semantics 3)."""
-    local, env = _shop(play), _environment(server, namespace, tmp_path)
+    local, env = _shop(play), environment(server.url, server.broker_url, namespace, tmp_path)
     two = [Worker("tests.apps.shop", env, ["-P", "solo"]) for _ in range(2)]
     ids = [f"op-{n}" for n in range(150)]
 
@@ -271,7 +323,7 @@ def test_nothing_is_lost_with_killed_workers_and_broker(
     server: EmbeddedServer, namespace: str, play: Play, tmp_path: Path
 ) -> None:
     """All workers get SIGKILL and their queue is emptied; new ones finish all, nothing twice (semantics 5)."""
-    local, env = _shop(play), _environment(server, namespace, tmp_path)
+    local, env = _shop(play), environment(server.url, server.broker_url, namespace, tmp_path)
     ids = [f"op-{n}" for n in range(120)]
     broker = redis.Redis(unix_socket_path=str(server.socket_path), db=1)
     killed = [Worker("tests.apps.shop", env, ["-P", "prefork", "-c", "2"])]
@@ -334,7 +386,7 @@ def test_a_deadline_that_passed_while_nothing_ran_fires_then(play: Play) -> None
 
     first = play(brief=module)
     first.executor.add_state_machines(machines("op", Brief()))
-    wait_until(first.due, "the deadline has passed")
+    first.wait_past(first.stored("op", Brief()).armed["end"])
     assert first.active("op") == [Brief()]
     second = play(brief=module)
     second.run()

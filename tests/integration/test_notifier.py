@@ -9,7 +9,6 @@ import pytest
 
 from smqueue import Module, State, Transaction, Update, after
 from smqueue.drivers.doorbell import Doorbell
-from smqueue.embedded import EmbeddedServer
 from smqueue.errors import HistoryRewound, StoreUnavailable, UpdatesLost
 from smqueue.notifier import Subscription
 from smqueue.roundtrip import LostReply

@@ -18,12 +18,12 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 
 FAMILY = """
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, threading
 if {stubborn}: signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+child = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait(600)"])
 print("child", child.pid, flush=True)
 print(os.environ.get("GREETING", ""), file=sys.stderr, flush=True)
-time.sleep(600)
+threading.Event().wait(600)
 """
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from smqueue import StateMachine
+from smqueue.drain import Drain
 from smqueue.embedded import EmbeddedServer
 from smqueue.errors import UndecodableRecord
+from smqueue.protocols.claim import claim
 from tests.apps.faulty import Asking, Bad, Bound, Fine, Trying, faulty, fixed, word
+from tests.apps.wiring import environment
 from tests.inprocess import Local, Play
 from tests.waiting import wait_until
 from tests.workers import Worker, running
@@ -28,7 +30,8 @@ def local(play: Play) -> Iterator[Local]:
 def quarantined(local: Local, op: str) -> Any:
     """The explanation of the one machine of an operation, once it is set aside."""
     return local.until(
-        lambda: (found := local.explained(op)).status in {"quarantined", "unreadable"} and found, f"{op} to be set aside"
+        lambda: (found := local.explained(op)).status in {"quarantined", "unreadable"} and found,
+        f"{op} to be set aside",
     )
 
 
@@ -187,9 +190,7 @@ def test_conflicts_never_quarantine(local: Local, monkeypatch: pytest.MonkeyPatc
 
 
 def worker(server: EmbeddedServer, namespace: str, *options: str) -> Worker:
-    env = {"TEST_BROKER_URL": server.broker_url, "TEST_STATE_URL": server.url, "TEST_NAMESPACE": namespace}
-    env |= {"TEST_QUEUE": namespace, "TEST_DIR": tempfile.gettempdir()}
-    return Worker("tests.apps.faulty", env, ["-c", "2", *options])
+    return Worker("tests.apps.faulty", environment(server.url, server.broker_url, namespace), ["-c", "2", *options])
 
 
 def test_a_handler_that_kills_its_worker_is_quarantined(local: Local, server: EmbeddedServer, namespace: str) -> None:
@@ -335,18 +336,17 @@ def test_a_repaired_record_goes_on_after_retry(local: Local, how: str) -> None:
     """Once it is repaired, ``retry`` lets the machine go on. (semantics 32)"""
     local.add("bad", Trying(1))
     placed, stored = local.placed("bad", Trying(1)), local.stored("bad", Trying(1))
-    value, machine = (
-        local.redis.hget(local.keys().active("bad"), placed.field),
-        local.redis.get(local.keys().machine(placed.record)),
-    )
+    active, machine = local.keys().active("bad"), local.keys().machine(placed.record)
+    race = local.keys().race(placed.record)
+    value, armed = local.redis.hget(active, placed.field), local.redis.get(machine)
     SPOILT[how](local, placed)
     local.redis.hsetnx(local.keys().race(placed.record), "won", "told") if "active" in how else None
     local.make_due(stored.entry)
     local.run()
     assert len(aside(local)) == 1
-    local.redis.delete(local.keys().active("bad"), local.keys().machine(placed.record), local.keys().race(placed.record))
-    local.redis.hset(local.keys().active("bad"), placed.field, value)
-    local.redis.set(local.keys().machine(placed.record), machine)
+    local.redis.delete(active, machine, race)
+    local.redis.hset(active, placed.field, value)
+    local.redis.set(machine, armed)
     assert local.executor.retry("bad") == 1
     assert aside(local) == {}
     assert local.executor.signal("bad", word, "go").value == "DELIVERED"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
 from typing import Any
@@ -286,7 +284,7 @@ def test_a_deadline_counts_at_its_time_not_when_noticed(play: Play, rival: str) 
             return local.executor.signal(op, late_signal)
         return started[op]()
 
-    wait_until(lambda: _now_ms(local) > _deadline_ms(local, "short"), "the deadline has passed")
+    local.wait_past(local.stored("short", Brief(40)).armed["timed_out"])
     assert come("short") in {Delivery.BUFFERED, "LATE"}
     assert come("long") in {Delivery.DELIVERED, "RECORDED"}
     local.run()
@@ -299,17 +297,6 @@ def _start(local: Local, armed: Armed) -> Callable[[], str]:
     driver, keys = local.executor.deployment.driver, local.keys()
     assert not isinstance(driver.run(runs.start(keys, local.instances, armed.entry, "token", armed.kind)), str)
     return lambda: driver.run(runs.outcome(keys, armed.entry, armed.kind, "5"))[0]
-
-
-def _now_ms(local: Local) -> int:
-    clock: Any = local.redis.time()
-    return int(clock[0]) * 1000 + int(clock[1]) // 1000
-
-
-def _deadline_ms(local: Local, op: str) -> float:
-    ((machine),) = local.executor.explain(op).active
-    found = [trigger.deadline for trigger in machine.triggers if trigger.deadline is not None]
-    return found[0].timestamp() * 1000
 
 
 def test_who_won_and_what_the_losers_were_doing_can_be_asked(local: Local) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 
 from smqueue import Module, Retry, State, StateMachine, Transaction, after
 from smqueue.drain import Drain
-from smqueue.embedded import EmbeddedServer
 from tests.inprocess import Local, Play
 
 walk = Module("walk", version=1, retry=Retry(max_attempts=2, base=timedelta(milliseconds=1)))
@@ -207,17 +207,24 @@ def test_two_that_end_in_one_terminal_state_in_one_group(local: Local) -> None:
     assert moves(local) == 5
 
 
+@contextmanager
+def meanwhile(local: Local, to: str, machine: str) -> Iterator[None]:
+    """Another process moves a machine between the next look of this one and its commit."""
+    other = local.another()
+
+    def move() -> None:
+        local.executor.signal("op", go, to, machine=machine)
+        other.run()
+
+    with local.before_moves(move):
+        yield
+
+
 def test_two_that_end_in_one_terminal_state_at_the_same_time(local: Local) -> None:
     """One that ends between another's look and its commit makes that look again: both visits count. (semantics 26)"""
     one, two = local.add("op", Here("1"), Here("2"))
-    other = local.another()
     local.executor.signal("op", go, "end x", machine=one)
-
-    def meanwhile() -> None:
-        local.executor.signal("op", go, "end x", machine=two)
-        other.run()
-
-    with local.before_moves(meanwhile):
+    with meanwhile(local, "end x", two):
         local.settle("op")
     found = inactive(local)[End("x")]
     assert (found.visits, found.machine_id) == (2, two)
@@ -275,14 +282,8 @@ def test_two_merge_at_the_same_time(local: Local) -> None:
     """One that arrives between another's look and its commit goes on; the other looks again and merges. (semantics
     27)"""
     one, two = local.add("op", Here("1"), Here("2"))
-    other = local.another()
     local.executor.signal("op", go, "there x", machine=one)
-
-    def meanwhile() -> None:
-        local.executor.signal("op", go, "there x", machine=two)
-        other.run()
-
-    with local.before_moves(meanwhile):
+    with meanwhile(local, "there x", two):
         local.until(lambda: len(local.active("op")) == 1, "both to have merged")
     check_merged(local, one, two)
     check_ends_once(local)
@@ -291,15 +292,9 @@ def test_two_merge_at_the_same_time(local: Local) -> None:
 def test_merging_while_the_other_leaves(local: Local) -> None:
     """A machine about to merge into one that leaves meanwhile enters the state itself. (semantics 27)"""
     one, two = local.add("op", Here("1"), Here("2"))
-    other = local.another()
     send(local, "there x", one)
     local.executor.signal("op", go, "there x", machine=two)
-
-    def meanwhile() -> None:
-        local.executor.signal("op", go, "end one", machine=one)
-        other.run()
-
-    with local.before_moves(meanwhile):
+    with meanwhile(local, "end one", one):
         local.until(lambda: local.active("op") == [There("x")], "the second to have arrived")
     ((_, active),) = local.executor.get_active_states("op")
     assert active.machine_id == two

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from smqueue import Context, Module, Retry, State, StateMachine, Transaction, after, call, finished, poll
-from smqueue.embedded import EmbeddedServer
 from smqueue.errors import AmbiguousModule, InvalidInput, OperationFinished, UnknownModule
 from smqueue.protocols import control
 from tests.inprocess import Local, Play

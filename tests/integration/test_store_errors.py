@@ -31,6 +31,7 @@ from smqueue.errors import (
     WrongShardCount,
 )
 from tests.apps import faulty
+from tests.apps.wiring import environment
 from tests.inprocess import Local, Play
 from tests.waiting import wait_until
 from tests.workers import Worker, running
@@ -251,8 +252,7 @@ def test_workers_keep_trying_and_say_so_once(server: EmbeddedServer, namespace: 
     """A worker whose state server is away says so once, keeps trying, says once that it is back, and goes on.
     (semantics 5)"""
     with tempfile.TemporaryDirectory(prefix="smq") as data, EmbeddedServer(Path(data), fsync="always") as state:
-        env = {"TEST_BROKER_URL": server.broker_url, "TEST_STATE_URL": state.url, "TEST_NAMESPACE": namespace}
-        env |= {"TEST_QUEUE": namespace, "TEST_DIR": data}
+        env = environment(state.url, server.broker_url, namespace)
         client = Local(state.url, namespace, {"faulty": faulty.faulty})
         client.add("op", faulty.Trying(1))
         state.stop()

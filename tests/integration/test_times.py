@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from smqueue import Context, Module, Retry, State, StateMachine, Transaction, after, at, poll
-from smqueue.embedded import EmbeddedServer
 from tests.inprocess import Local, Play
 
 DAY_S = 86_400

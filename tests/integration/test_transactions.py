@@ -125,7 +125,8 @@ def write_all(tx: Transaction) -> None:
     tx.incrby("count")
     tx.incrby("count", -3)
     tx.hset("hash", "a", "1")
-    tx.hset("hash", {"b": "2", "c": 3})
+    tx.hset("hash", {"b": "2"})
+    tx.hset("hash", mapping={"c": 3})
     tx.hdel("hash", "a")
     tx.hincrby("hash", "n", 5)
     tx.sadd("set", "x", "y", b"z")
@@ -448,8 +449,9 @@ def test_counters_of_one_group_do_not_overflow_together(local: Local) -> None:
     local.executor.add_state_machines([*machines("a", Doing()), *machines("b", Doing())])
     for op in ("a", "b"):
         local.executor.signal(op, go, "count")
-    local.run()
-    errors = [error for op in ("a", "b") if (error := quarantined(local, op))]
+    errors = local.until(
+        lambda: [error for op in ("a", "b") if (error := quarantined(local, op))], "one of them is set aside"
+    )
     assert [error.partition(":")[0] for error in errors] == ["WrongKind"]
     assert sum(local.executor.has_active_states(op) for op in ("a", "b")) == 1
 
@@ -694,9 +696,10 @@ def test_publish_takes_effect_with_the_commit(local: Local, run: Runner) -> None
 @both
 def test_a_task_is_sent_with_the_commit_or_not_at_all(local: Local, run: Runner) -> None:
     """send_task passes name, arguments and options on, once the commit is done; a function that fails sends nothing."""
+    at = datetime(2030, 1, 1, tzinfo=UTC)
 
     def fn(tx: Transaction) -> None:
-        tx.send_task("labels.print", args=["o", 1], kwargs={"copies": 2}, queue="printers", priority=3)
+        tx.send_task("labels.print", args=["o", 1], kwargs={"copies": 2}, queue="printers", priority=3, eta=at)
 
     def failing(tx: Transaction) -> None:
         tx.send_task("no")
@@ -710,7 +713,7 @@ def test_a_task_is_sent_with_the_commit_or_not_at_all(local: Local, run: Runner)
         "labels.print",
         ["o", 1],
         {"copies": 2},
-        {"queue": "printers", "priority": 3},
+        {"queue": "printers", "priority": 3, "eta": at.isoformat()},
     )
     assert task_id
     assert not local.redis.exists(local.keys().requests)
@@ -811,7 +814,7 @@ def test_a_signal_to_nobody_yet_is_kept(local: Local) -> None:
 def test_a_signal_to_a_finished_operation_harms_nobody(local: Local) -> None:
     """A signal that comes too late is dropped; its sender has committed."""
     in_handler(local, lambda tx: None, "over")
-    in_handler(local, lambda tx: (tx.signal("over", pay, Amount(1)), tx.set("k", "v")))
+    in_handler(local, lambda tx: (tx.signal(operation_id="over", signal=pay, payload=Amount(1)), tx.set("k", "v")))
     assert local.data("notes", "k") == b"v"
     assert not local.redis.exists(local.keys().requests)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -10,13 +9,28 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from celery import Celery
 
-from smqueue import Context, Module, State, StateMachine, Transaction, after, finished, now, poll, reached
+from smqueue import (
+    Context,
+    Executor,
+    ExecutorBuilder,
+    Module,
+    State,
+    StateMachine,
+    Transaction,
+    after,
+    finished,
+    now,
+    poll,
+    reached,
+)
 from smqueue.drivers.doorbell import Doorbell
 from smqueue.embedded import EmbeddedServer
 from smqueue.errors import AwaitTimeout, InboxFull, OperationFinished, StateAlreadyExists, UnknownModule
 from tests.apps import faulty
-from tests.inprocess import Local, Play
+from tests.apps.wiring import environment
+from tests.inprocess import Local, Play, machines
 from tests.workers import Worker, running
 
 room = Module("room", version=1)
@@ -104,9 +118,14 @@ def local(play: Play) -> Local:
 
 
 def worker(server: EmbeddedServer, namespace: str, *options: str) -> Worker:
-    env = {"TEST_BROKER_URL": server.broker_url, "TEST_STATE_URL": server.url, "TEST_NAMESPACE": namespace}
-    env |= {"TEST_QUEUE": namespace, "TEST_DIR": tempfile.gettempdir()}
-    return Worker("tests.apps.faulty", env, ["-c", "2", *options])
+    return Worker("tests.apps.faulty", environment(server.url, server.broker_url, namespace), ["-c", "2", *options])
+
+
+def producer(server: EmbeddedServer, namespace: str) -> Executor:
+    """One whose hints reach the workers, as those of a ``Local`` do not."""
+    app = Celery("producer", broker=server.broker_url, set_as_current=False)
+    app.conf.update(task_default_queue=namespace)
+    return ExecutorBuilder().with_module("faulty", faulty.faulty).build(app, url=server.url, namespace=namespace)
 
 
 def heard(local: Local, n: int) -> list[str]:
@@ -116,19 +135,19 @@ def heard(local: Local, n: int) -> list[str]:
 # --- being noticed ---------------------------------------------------------------------------------------------------
 
 
-def test_a_new_machine_is_noticed_at_once(local: Local, server: EmbeddedServer, namespace: str) -> None:
+def test_a_new_machine_is_noticed_at_once(server: EmbeddedServer, namespace: str) -> None:
     """A new machine with something to do is taken up at once, also under steady traffic, which starves nobody.
     (semantics 29)"""
-    busy = Local(server.url, namespace, {"faulty": faulty.faulty})
+    busy, client = producer(server, namespace), producer(server, namespace)
     stop = threading.Event()
 
     def traffic() -> None:
         n = 0
         while not stop.is_set():  # as much as the workers can do, and always some to do
-            busy.add(f"t{n}", faulty.Trying(n))
-            busy.executor.signal(f"t{n}", faulty.word, "go")
+            busy.add_state_machines(machines(f"t{n}", faulty.Trying(n)))
+            busy.signal(f"t{n}", faulty.word, "go")
             if n >= 40:
-                busy.executor.await_operation(f"t{n - 40}", 30)
+                busy.await_operation(f"t{n - 40}", 30)
             n += 1
 
     with running(one := worker(server, namespace), two := worker(server, namespace)):
@@ -137,12 +156,11 @@ def test_a_new_machine_is_noticed_at_once(local: Local, server: EmbeddedServer, 
         thread = threading.Thread(target=traffic)
         thread.start()
         try:
-            client = Local(server.url, namespace, {"faulty": faulty.faulty})
             took: list[float] = []
             for n in range(10):
                 began = time.monotonic()
-                client.add(f"new{n}", faulty.Bad("fine"))
-                client.executor.await_operation(f"new{n}", 20)
+                client.add_state_machines(machines(f"new{n}", faulty.Bad("fine")))
+                client.await_operation(f"new{n}", 20)
                 took.append(time.monotonic() - began)
             assert sorted(took)[5] < 1, took
         finally:

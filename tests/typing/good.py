@@ -77,7 +77,22 @@ class Returned(State, kw_only=True):
     reason: str = "unclaimed"
 
 
-arrival = depot.signal("arrival", Scan)
+@depot.state
+class Held(State):
+    parcel: str
+
+
+@depot.state
+class Lost(State):
+    parcel: str
+
+
+@depot.state
+class Found(State):
+    parcel: str
+
+
+arrival = depot.signal("arrival", payload_type=Scan)
 recall = depot.signal("recall")
 weights = depot.signal("weights", list[int])
 assert_type(arrival, Signal[Scan])
@@ -94,6 +109,13 @@ def arrived(tx: Transaction, state: Expected, scan: Scan) -> Shelved | None:
         return None
     tx.incrby("arrivals")
     return Shelved(state.parcel, shelf=scan.gate)
+
+
+@depot.on((Expected, Shelved, Held, Lost, Found), recall)
+def recalled_anywhere(tx: Transaction, state: State, _: None) -> Returned:
+    tx.hset("recalled", mapping={"parcel": 1})
+    tx.signal(operation_id="truck-7", signal=recall)
+    return Returned(parcel="?")
 
 
 @depot.on((Expected, Shelved), recall)
@@ -173,6 +195,7 @@ def at_gate(scan: Scan, state: Shelved) -> bool:
     return scan.gate == state.shelf
 
 
+@depot.on(Shelved, channel(name="gates"))
 @depot.on(Shelved, channel("gates"))
 @depot.on(Shelved, channel("gates", where=lambda message, state: message["gate"] == state.shelf))
 def passed(tx: Transaction, state: Shelved, message: dict[str, Any]) -> Collected:
@@ -217,6 +240,12 @@ def ended(tx: Transaction, state: Expected, other: Collected | Returned) -> Coll
     return Collected(other.parcel)
 
 
+@depot.on(Expected, reached("truck-7", Collected, Returned, Held, Lost, Found))
+def any_of_five(tx: Transaction, state: Expected, other: State) -> Collected:
+    return Collected(str(other))
+
+
+@depot.on(Expected, finished(operation_id="truck-7"))
 @depot.on(Expected, finished("truck-7"))
 @depot.on(Expected, finished(lambda state: state.parcel))
 @depot.on(Expected, now())

@@ -115,6 +115,38 @@ def refused(*words: str) -> Any:
 # --- states
 
 
+def test_a_state_shows_no_secret() -> None:
+    """The repr of a state hides fields that are secret, or have a secret in them, and leaves out what is not shown."""
+    module = Module("hidden")
+
+    @module.state(terminal=True)
+    class Paid(State):
+        order_id: str
+        pin: Annotated[str, Secret]
+        card: Card
+        note: str = field(default="quiet", repr=False)
+
+    state = Paid("o-1", "1234", Card("4111"))
+    assert repr(state).endswith("Paid(order_id='o-1', pin=***, card=***)")
+    assert repr(StateMachine("op", state)).count("***") == 2
+
+    @module.state(terminal=True)
+    @dataclass(frozen=True)
+    class Again(State):
+        pin: Annotated[str, Secret]
+
+    assert repr(Again("1234")).endswith("Again(pin=***)")
+
+    @module.state(terminal=True)
+    class Own(State):
+        n: int
+
+        def __repr__(self) -> str:
+            return "its own"
+
+    assert repr(Own(1)) == "its own"
+
+
 def test_every_subclass_of_state_is_a_frozen_dataclass() -> None:
     """A state, and a state's subclass, is a frozen dataclass without being decorated as one."""
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from smqueue import InvalidKey, Module, ReadAfterWrite, State, StateMachine, Transaction, WrongKind, after
+from smqueue.buffer import NeedRead
 from smqueue.instances import Instance, Instances
 from smqueue.keys import Keys
 from smqueue.roundtrip import Command
-from smqueue.buffer import NeedRead
 
 keys = Keys("ns")
 K = keys.data("m", "k")
