@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +89,7 @@ class Instance:
                 known = self._context
                 if known is None or known[0] != pid:
                     made = self.context_source
-                    known = self._context = (pid, made() if callable(made) else made)
+                    known = self._context = (pid, made() if _makes(made) else made)
         return known[1]
 
 
@@ -311,6 +313,11 @@ class Instances:
 def has_default(field: DataclassField[Any]) -> bool:
     """Whether a field of a dataclass may be left out."""
     return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _makes(source: Any) -> bool:
+    """Whether what was given as context is to be called for it; an object that happens to be callable is a value."""
+    return inspect.isroutine(source) or isinstance(source, type | functools.partial)
 
 
 def loads(text: str) -> Any:

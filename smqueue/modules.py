@@ -239,7 +239,9 @@ class Module(Generic[M]):
     def migrate(self, state: type[State], *, since: int) -> Callable[[Migration], Migration]:
         """Register what maps the fields of older records, ``dict → dict``, to the form of version ``since``.
 
-        Steps run in order: a record of version 1 passes those of 2 and 3. Identity is compared after migration.
+        Steps run in order: a record of version 1 passes those of 2 and 3. Identity is compared after migration. A step
+        must change the form: if what a field holds comes to mean something else, give the field a new name, or a record
+        of the old meaning and a state of the new one would be stored alike.
 
         Args:
             state: A state class of this module.

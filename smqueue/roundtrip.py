@@ -72,7 +72,7 @@ class Run(Generic[T]):
         if isinstance(self.request, Read):
             self.watched.update(self.request.watch)
             self.checked.update(self.request.check)
-        elif not isinstance(self.request, Pause | None):  # EXEC drops every WATCH; a script stands outside of any look
+        elif isinstance(self.request, Commit):  # EXEC drops every WATCH; a script does not
             self.watched.clear()
             self.checked.clear()
         try:

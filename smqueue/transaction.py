@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from smqueue.buffer import Buffer, Value
 from smqueue.data_keys import DataKeys, checked_key, checked_value
 from smqueue.errors import (
+    AmbiguousModule,
     CrossShard,
     InvalidInput,
     InvalidKey,
@@ -154,7 +155,13 @@ class Transaction(DataKeys):
         Raises:
             UnknownSignal, InvalidPayload: As ``Executor.signal``.
         """
-        told = self._instances.signal(operation_id, signal, payload, module)
+        own = self._module
+        try:
+            told = self._instances.signal(operation_id, signal, payload, module)
+        except AmbiguousModule as ambiguous:  # of several that declare it, a handler means its own
+            if own is None or own not in ambiguous.candidates.split(", "):
+                raise
+            told = self._instances.signal(operation_id, signal, payload, own)
         self.requests.append({"id": new_id(), "kind": "signal", **told._asdict()})
 
     def send_task(

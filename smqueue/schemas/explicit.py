@@ -47,7 +47,12 @@ class Explicit(Strict):
     def encode(self, value: Any) -> JsonValue:
         if self.record is not None and type(value) is not self.record:
             raise refusal(self.record.__name__, value)
-        raw = self._run(self.schema.dump, value)
+        try:
+            raw = self._run(self.schema.dump, value)
+        except ValidationProblem:
+            if self.record is None and isinstance(value, dict):
+                self._run(self.schema.load, value, unknown=RAISE)  # dumping names no field; loading does
+            raise
         data = self._ready(raw)
         if self._same(self.decode(data), value):
             return data

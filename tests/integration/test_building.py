@@ -261,6 +261,33 @@ def test_a_context_given_as_a_function_is_made_once(play: Play) -> None:
     assert made == [7]
 
 
+def test_a_context_that_happens_to_be_callable_is_a_value(play: Play) -> None:
+    """Only a function, a class or a partial is called for a context; an object with __call__ is the context."""
+
+    class Shop:
+        def __call__(self) -> str:
+            return "called"
+
+    module = Module[Shop]("valued")
+
+    @module.state
+    class Begin(State):
+        pass
+
+    @module.state(terminal=True)
+    class End(State):
+        kind: str
+
+    @module.on(Begin, now())
+    def note(tx: Transaction, state: Begin, _: None, context: Context[Shop, Any]) -> End:
+        return End(type(context.module).__name__)
+
+    local = play(valued=module, contexts={"valued": Shop()})
+    local.executor.add_state_machines(machines("1", Begin()))
+    local.run()
+    assert local.inactive("1")[-1] == End("Shop")
+
+
 # --- stopping at any instant ------------------------------------------------------------------------------------------
 
 

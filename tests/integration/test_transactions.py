@@ -1021,3 +1021,20 @@ def test_data_keys_are_per_shard(play: Play) -> None:
     local.executor.autocommit(lambda tx: tx.set("k", "here"), operation_id=here)
     assert local.executor.autocommit(lambda tx: tx.get("k"), operation_id=there) is None
     assert local.executor.autocommit(lambda tx: tx.get("k"), operation_id=here) == "here"
+
+
+def test_a_signal_of_a_handler_means_its_own_instance(play: Play) -> None:
+    """Where a module stands under two ids, a signal that a handler sends without naming one goes to its own."""
+    local = play(left=notes, right=notes)
+    steps["own"] = lambda tx: tx.signal("there", pay, Amount(7))
+    local.executor.add_state_machines(
+        [
+            StateMachine("here", Doing(), "left"),
+            StateMachine("there", Owing(), "left"),
+            StateMachine("there", Owing(), "right"),
+        ]
+    )
+    local.executor.signal("here", go, "own", module="left")
+    local.run()
+    local.until(lambda: local.executor.contains_inactive_state(StateMachine("there", Owing(), "left")), "it is paid")
+    assert local.executor.contains_active_state(StateMachine("there", Owing(), "right"))

@@ -673,6 +673,14 @@ def test_a_given_schema_that_crashes_is_a_problem() -> None:
     assert HUSH not in "".join(traceback.format_exception(found.value))
 
 
+def test_a_payload_without_a_class_names_its_field_on_the_way_out() -> None:
+    """A dict that its schema cannot dump is refused by the field that does not fit, as on the way in."""
+    its = codec_for(Schema.from_dict({"amount": fields.Integer(required=True)}), identity=False, where="payment")
+    with pytest.raises(ValidationProblem) as caught:
+        its.check({"amount": "many"})
+    assert caught.value.field == "amount"
+
+
 def test_a_derived_schema_is_marshmallows() -> None:
     """Users see a marshmallow schema, which nests in their own and is as strict there."""
     schema = codec(Order).schema
