@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 
-from smqueue import StateMachine
+from smqueue import Module, Retry, State, StateMachine, Transaction, now
 from smqueue.drain import Drain
 from smqueue.embedded import EmbeddedServer
 from smqueue.errors import UndecodableRecord
@@ -418,3 +419,41 @@ def test_a_garbled_field_can_be_seen_and_cancelled(local: Local, field: bytes) -
     assert len([update for update in local.history("bad") if update.cancelled]) == 3
     assert len(list(local.executor.get_inactive_states("bad"))) == 2
     local.executor.explain("bad")
+
+
+def test_what_one_machine_is_refused_is_its_own_error(play: Play, server: EmbeddedServer) -> None:
+    """A handler that writes what the user of the store may not is set aside with that error, not as one that kills its
+    worker; those of its group go on. (semantics 20)"""
+    limits = Module("limits", retry=Retry(max_attempts=1))
+
+    @limits.state
+    class Writing(State):
+        n: int
+
+    @limits.state(terminal=True)
+    class Wrote(State):
+        n: int
+
+    def write(tx: Transaction, state: Any, _: None) -> Any:
+        if state.n == 1:
+            tx.shared.set("forbidden", "x")
+        return Wrote(state.n)
+
+    write.__annotations__ = {"tx": Transaction, "state": Writing, "_": None, "return": Wrote}
+    limits.on(Writing, now())(write)
+    with redis.Redis.from_url(server.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "limited", "on", ">secret", "+@all", "~{*", "&*")
+        try:
+            local = play(limits=limits, url=server.url.replace("unix://", "unix://limited:secret@"))
+            for n in (1, 2):
+                local.add(f"op{n}", Writing(n))
+
+            def again() -> bool:
+                local.expire_leases()
+                return local.explained("op1").status == "quarantined"
+
+            local.until(again, "it to be set aside")
+            assert "StoreRefused" in str(local.explained("op1").last_error)
+            assert local.active("op2") == []
+        finally:
+            admin.execute_command("ACL", "DELUSER", "limited")

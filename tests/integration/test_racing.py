@@ -579,3 +579,24 @@ def test_a_worker_thought_dead_does_nothing(play: Play, at: str) -> None:
         Racing(): 1, Won("by_first", "7"): 1,
     }  # fmt: skip
     assert stalled.redis.llen(stalled.keys().history("op")) == 2
+
+
+def test_code_whose_context_fails_says_so_and_is_tried_again(play: Play) -> None:
+    """What keeps a trigger's code from being started is told by ``explain``; it is run later. (semantics 20)"""
+    failing = [False]
+
+    def context(module: str, op: str) -> None:
+        if failing[0]:
+            raise ConnectionError("no database")
+
+    local = play(races=races, global_context=context)
+    armed = _armed(local, "op", Again())["once_more"]
+    answers["op/again"] = 7
+    failing[0] = True
+    assert local.attempt(armed) == "AGAIN"
+    failing[0] = False
+    (trigger,) = local.explained("op").triggers
+    assert (trigger.last_error, trigger.running) == ("ConnectionError: no database", False)
+    local.make_due(armed.entry)
+    local.settle("op")
+    assert Won("again", "7") in local.inactive("op")

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from smqueue import Context, Module, Retry, State, StateMachine, Transaction, after, call, finished, poll
+from smqueue.cancelling import finish_cancel
 from smqueue.errors import AmbiguousModule, InvalidInput, OperationFinished, UnknownModule
-from smqueue.protocols import control
-from tests.inprocess import Local, Play
+from smqueue.protocols import control, runs
+from smqueue.roundtrip import Call, Commit, Read, RoundTrip
+from tests.inprocess import Crash, Local, Play
 
 steered = Module("steered", version=1, retry=Retry(max_attempts=2, base=timedelta(milliseconds=1)))
 
@@ -518,3 +520,113 @@ def test_explain_orders_the_past(local: Local) -> None:
     assert [(machine.state, found.won) for machine, found in past] == [
         (Waiting(1), "went"), (Other(1), "went"), (Done(1), None),
     ]  # fmt: skip
+
+
+# --- steering and what goes on meanwhile -----------------------------------------------------------------------------
+
+
+def test_a_machine_added_at_the_end_of_a_cancel_is_not_held_for_ever(local: Local) -> None:
+    """One that comes between the last look of a cancelling and its end is ended with the others; it is not left behind,
+    held by a control that is gone. (semantics 5)"""
+    other = local.another()
+    local.add("op", Waiting(1))
+    late_one = iter([Other(2)])
+
+    def meddle(commit: Commit) -> None:
+        if commit.commands[0][:2] == ("DEL", local.keys().control("op")):
+            for state in late_one:
+                (machine,) = other.add("op", state)
+                other.executor.signal("op", go, "done", machine=machine)
+                other.drain()
+
+    with local.before_commits(meddle):
+        local.executor.cancel("op")
+    assert not local.executor.has_active_states("op")
+
+
+def test_a_cancel_that_another_has_finished_ends_nothing_later(local: Local) -> None:
+    """Once a cancel has returned, nothing that is added is ended by a worker that was helping with it. (semantics 5)"""
+    other = local.another()
+    local.add("op", Waiting(1))
+    local.driver.run(control.begin_cancel(local.keys(), "op", "mine", children=False))
+    once = iter([True])
+
+    def meddle(request: RoundTrip) -> None:
+        if isinstance(request, Read) and request.commands[0][0] == "HSCAN" and next(once, False):
+            other.executor.cancel("op", "mine")
+            other.add("op", Waiting(2))
+
+    with local.around_trips(before=meddle):
+        finish_cancel(local.driver, local.instances, local.keys(), "op")
+    assert local.active("op") == [Waiting(2)]
+
+
+def test_cancel_of_children_in_other_shards(play: Play) -> None:
+    """Operations that a transition has started in another shard are cancelled with it. (semantics 18)"""
+    local = play(steered=steered, shards=8)
+    parent = next(f"p{n}" for n in range(100) if local.keys(f"p{n}").shard != local.keys("grandchild").shard)
+    local.add(parent, Waiting(1))
+    local.executor.signal(parent, go, "child of")
+    local.run()
+    assert local.executor.has_active_states("grandchild")
+    local.executor.cancel(parent, children=True)
+    assert not local.executor.has_active_states("grandchild")
+
+
+def test_a_resume_whose_caller_dies_is_finished_by_a_worker(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a pause has held goes on although the one who resumed dies after the first batch; but not what has been
+    paused again. (semantics 5)"""
+    monkeypatch.setattr(control, "RESUME_BATCH", 1)
+    for op, paused_again in (("op", False), ("again", True)):
+        machines = local.add(op, *[Waiting(n) for n in range(3)])
+        local.executor.pause(op)
+        for machine in machines:
+            local.executor.signal(op, go, "done", machine=machine)
+        local.run()
+        second = iter([False, True])
+
+        def die(request: RoundTrip, second: Iterator[bool] = second) -> None:
+            if isinstance(request, Call) and request.script == "resume" and next(second, False):
+                raise Crash
+
+        with pytest.raises(Crash), local.around_trips(before=die):
+            local.executor.resume(op)
+        if paused_again:
+            local.executor.pause(op)
+        local.make_due(f"~resume:{local.keys().control(op)}")
+        local.run()
+        assert local.redis.zscore(local.keys().schedule, f"~resume:{local.keys().control(op)}") is None
+        assert len(local.active(op)) == (3 if paused_again else 0)
+        if paused_again:
+            local.executor.resume(op)
+            local.run()
+            assert local.active(op) == []
+
+
+def test_a_machine_that_moved_on_is_not_kept_in_quarantine(local: Local) -> None:
+    """One that is set aside by a worker which took its own for dead, and then stays in its state, goes on.
+    (semantics 20)"""
+    local.add("op", Waiting(0))
+    stored = local.stored("op", Waiting(0))
+    local.executor.signal("op", go, "children")
+
+    def aside() -> None:
+        error = ValueError("dead")
+        local.driver.run(
+            runs.defer(local.keys(), stored.entry, stored.guard, 0, failed=True, error="x", op="op", quarantine=error)
+        )
+
+    with local.before_moves(aside):
+        local.run()
+    assert local.redis.hlen(local.keys().quarantine) == 0
+
+
+def test_retry_leaves_nothing_watched_on_its_connection(local: Local) -> None:
+    """What is asked next over the connection of a ``retry`` is done, though the machine it looked at has changed."""
+    (machine,) = local.add("op", Waiting(1))
+    local.executor.signal("op", go, "fail")
+    local.until(lambda: local.explained("op").status == "quarantined", "it to be set aside")
+    assert local.executor.retry("op") == 1
+    local.redis.hset(local.keys().race(local.stored("op", Waiting(1)).record), "touched", machine)
+    local.executor.pause("other")
+    assert local.redis.get(local.keys().control("other")) == b"paused"

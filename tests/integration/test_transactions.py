@@ -34,6 +34,7 @@ from smqueue import (
     UnknownModule,
     UnknownSignal,
     WrongKind,
+    now,
 )  # fmt: skip
 from smqueue.drain import Drain
 from smqueue.roundtrip import Commit
@@ -1038,3 +1039,35 @@ def test_a_signal_of_a_handler_means_its_own_instance(play: Play) -> None:
     local.run()
     local.until(lambda: local.executor.contains_inactive_state(StateMachine("there", Owing(), "left")), "it is paid")
     assert local.executor.contains_active_state(StateMachine("there", Owing(), "right"))
+
+
+def test_two_of_one_group_that_make_one_key_of_two_kinds(play: Play) -> None:
+    """Where one of a group makes a counter of a key that another is about to make a set, the second is refused before
+    anything of it is written, as if they had come one after the other. (semantics 18)"""
+    kinds = Module("two_kinds", retry=Retry(max_attempts=1))
+
+    @kinds.state
+    class Writing(State):
+        n: int
+
+    @kinds.state(terminal=True)
+    class Wrote(State):
+        n: int
+
+    def write(tx: Transaction, state: Any, _: None) -> Any:
+        if state.n == 1:
+            tx.incrby("k")
+        else:
+            tx.sadd("k", "x")
+        return Wrote(state.n)
+
+    write.__annotations__ = {"tx": Transaction, "state": Writing, "_": None, "return": Wrote}
+    kinds.on(Writing, now())(write)
+    local = play(two_kinds=kinds)
+    for n in (1, 2):
+        local.add(f"op{n}", Writing(n))
+    local.due_in_order(*[StateMachine(f"op{n}", Writing(n)) for n in (1, 2)])
+    local.run()
+    assert local.data("two_kinds", "k") == b"1"
+    assert local.active("op2") == [Writing(2)]
+    assert "WrongKind" in str(local.explained("op2").last_error)
