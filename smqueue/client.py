@@ -139,7 +139,7 @@ class Client:
         request_id = new_id()
         try:
             size = len(json.dumps(data, allow_nan=False))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidInput("payload" if "payload" in data else "machines", f"not JSON: {error}") from None
         if size > REQUEST_LIMIT:  # of a single state or payload the worker knows the limit
             raise TooLarge("request", size, REQUEST_LIMIT)

@@ -12,6 +12,7 @@ from smqueue.drivers.group import group
 from smqueue.errors import (
     CommitFailed,
     NewerRecord,
+    SmqueueError,
     StoreRefused,
     StoreUnavailable,
     UndecodableRecord,
@@ -25,7 +26,7 @@ from smqueue.leases import Lease, Leases
 from smqueue.outbound import Outbound
 from smqueue.protocols import runs
 from smqueue.protocols.arming import AWAITED_AGAIN
-from smqueue.protocols.claim import Claimed, Due, Unreadable, claim
+from smqueue.protocols.claim import Claimed, Due, Unreadable, claim, parse_row
 from smqueue.protocols.transition import Transitioned, transition
 from smqueue.records import kind_of
 from smqueue.relay import Relay
@@ -76,7 +77,7 @@ class Drain:
                 return moved
 
     def _any(self, due: Due) -> bool:
-        return bool(due.machines or due.triggers or due.unreadable or due.other)
+        return bool(due.machines or due.doubtful or due.triggers or due.unreadable or due.other)
 
     def _handle(self, due: Due) -> int:
         moved = self._move(due)
@@ -107,33 +108,43 @@ class Drain:
         moved = 0
         limit = max((c.placed.type.module.handler_timeout.total_seconds() for c in due.machines), default=0) * 2
         with self.leases.hold([self._lease(one) for one in due.machines], limit + 5):
-            steady = [one for one in due.machines if one.claims == 1]
+            steady = list(due.machines)
             while steady:
                 began = time.monotonic()
                 done = self._commit(steady, due.watched)
                 steady = steady[done:]
                 moved += done
                 self._size((time.monotonic() - began) / done)
-            moved += self._doubtful([one for one in due.machines if one.claims > 1], due.watched)
-        return moved
+        return moved + self._doubtful(due)
 
-    def _doubtful(self, machines: Sequence[Claimed], watched: bool) -> int:
+    def _doubtful(self, due: Due) -> int:
         """Machines whose last claim ended in nothing. One runs, alone; returns how many have moved.
 
         The others are given back before it does, and that claim does not count for them: should it take this worker
         with it, they are neither suspected nor kept waiting.
         """
-        self.leases.release([self._lease(one) for one in machines[1:]])
-        for one in machines[1:]:
-            self.driver.run(runs.defer(self.keys, one.entry, one.machine.guard, 0, failed=False))
-        if not machines:
+        for one in due.doubtful[1:]:
+            self.driver.run(runs.defer(self.keys, one.entry, one.guard, 0, failed=False))
+        if not due.doubtful:
             return 0
         self._batch = 1  # what is given back comes next, one by one
-        times = self.driver.run(runs.suspect(self.keys, machines[0].entry))
+        suspect = due.doubtful[0]
+        times = self.driver.run(runs.suspect(self.keys, suspect.entry))
         if times > MAX_ALONE:
-            self._set_aside(machines[0], WorkerKilled(times))
+            log.error("operation %s: a machine is quarantined: it kills its worker", suspect.op)
+            self._defer(suspect.entry, suspect.guard, suspect.op, WorkerKilled(times), failed=True, quarantine=True)
             return 0
-        return self._commit(machines[:1], watched, alone=True)
+        try:
+            machine = parse_row(self.instances, suspect.row, due.now_us)
+        except (SmqueueError, ValueError) as error:
+            problem = error if isinstance(error, SmqueueError) else UndecodableRecord(str(error))
+            self._unreadable(Unreadable(suspect.entry, suspect.entry.partition(":")[0], suspect.op, problem))
+            return 0
+        assert isinstance(machine, Claimed)
+        with self.leases.hold(
+            [self._lease(machine)], machine.placed.type.module.handler_timeout.total_seconds() * 2 + 5
+        ):
+            return self._commit([machine], due.watched, alone=True)
 
     def _lease(self, one: Claimed) -> Lease:
         return Lease(self.keys, self.keys.schedule, one.entry, one.machine.guard)

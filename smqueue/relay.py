@@ -80,8 +80,9 @@ class Relay:
             if request.data["due"] > now_ms:
                 return False
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            log.error("a request that cannot be read is left out: %s", error)
-            return False
+            log.error("a request that cannot be read is dropped: %s; it began with %r", error, raw[:200])
+            self.driver.run(requests.remove(self.keys, raw))
+            return True
         try:
             self._do(request)
         except (StoreUnavailable, StoreRefused):

@@ -171,6 +171,10 @@ class Local:
         for keys in self.executor.deployment.all_keys():
             for entry in self.redis.zrange(keys.schedule, 0, -1):
                 self.redis.zadd(keys.schedule, {entry: 0}, xx=True)
+            for race in self.redis.scan_iter(keys.race("*"), _type="hash"):
+                for name in self.redis.hkeys(race):
+                    if name.startswith(b"until:"):
+                        self.redis.hset(race, name, 0)
 
     def requests_due(self) -> None:
         """As if the makers of all requests had had their time: anyone may do them now."""

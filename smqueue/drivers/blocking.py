@@ -36,7 +36,7 @@ class Blocking:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._lock = threading.Lock()
+        self._lock, self._lock_pid = threading.Lock(), os.getpid()
         self._pool: redis.ConnectionPool | None = None
         self._pid = 0
 
@@ -93,6 +93,8 @@ class Blocking:
     def _open(self) -> redis.ConnectionPool:
         """The pool of this process; after a fork another one."""
         if self._pool is None or self._pid != os.getpid():
+            if self._pid not in {0, os.getpid()} and self._lock_pid != os.getpid():
+                self._lock, self._lock_pid = threading.Lock(), os.getpid()  # held at a fork, it would stay held
             with self._lock:
                 if self._pool is None or self._pid != os.getpid():
                     pool = pool_of(self.url)

@@ -69,6 +69,15 @@ class Unreadable(NamedTuple):
     error: SmqueueError
 
 
+class Doubtful(NamedTuple):
+    """A machine whose last claim ended in nothing: not decoded yet, for even that may kill a worker."""
+
+    entry: str
+    guard: str
+    op: str
+    row: Sequence[Any]
+
+
 class Due(NamedTuple):
     """What one claim brought."""
 
@@ -77,6 +86,7 @@ class Due(NamedTuple):
     """Whether the claim was filled: there may be more."""
     watched: bool
     machines: list[Claimed]
+    doubtful: list[Doubtful]
     triggers: list[Armed]
     unreadable: list[Unreadable]
     other: list[str]
@@ -115,10 +125,13 @@ def pump(keys: Keys, hosted: bool) -> Steps[tuple[int, bool, bool]]:
 
 
 def _due(instances: Instances, reply: Any, count: int) -> Due:
-    due = Due(int(reply[0]), int(reply[1]) >= count, bool(reply[2]), [], [], [], [])
+    due = Due(int(reply[0]), int(reply[1]) >= count, bool(reply[2]), [], [], [], [], [])
     for row in reply[3]:
         if len(row) == 1:
             due.other.append(text(row[0]))
+            continue
+        if (doubtful := _doubtful(row)) is not None:
+            due.doubtful.append(doubtful)
             continue
         try:
             read = parse_row(instances, row, due.now_us)
@@ -131,6 +144,18 @@ def _due(instances: Instances, reply: Any, count: int) -> Due:
         else:
             due.triggers.append(read)
     return due
+
+
+def _doubtful(row: Sequence[Any]) -> Doubtful | None:
+    flat = row[2] if isinstance(row[2], list) else []
+    claims = dict(zip(flat[::2], flat[1::2], strict=True)).get(b"claims", b"1")
+    if text(row[0]).count(":") > 1 or int(claims) <= 1:
+        return None
+    try:
+        machine = Machine.parse(row[1])
+    except (ValueError, TypeError):
+        return None
+    return Doubtful(text(row[0]), machine.guard, machine.op, row)
 
 
 def parse_row(instances: Instances, row: Sequence[Any], now_us: int) -> Claimed | Armed:

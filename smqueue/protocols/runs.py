@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from smqueue.errors import SmqueueError
+from smqueue.errors import SmqueueError, WorkerKilled, error_text
 from smqueue.instances import Instances
 from smqueue.keys import Keys, schedule_of
 from smqueue.protocols.bounds import HINT_MS, LEASE_MS, PARK_MS, RESENDS
 from smqueue.protocols.claim import Armed, parse_row
 from smqueue.records import Machine, compact
 from smqueue.roundtrip import Steps, call, read, repeat, text
+
+MAX_DIED = 4
+"""How many attempts of a trigger's code in a row may not come back: process dead, or lease outlived."""
+
+KEPT_END_MS = 1_000
+"""When the end of a user's task that could not be recorded is looked at again."""
 
 
 class Started(NamedTuple):
@@ -25,7 +31,8 @@ def start(keys: Keys, instances: Instances, entry: str, token: str, kind: str) -
     """Claim a trigger for the task ``token``; 1 round trip.
 
     Returns:
-        What to run; or why not: ``STALE`` (another arming), ``LOST`` (its race is decided), ``RUNNING`` (elsewhere).
+        What to run; or why not: ``STALE`` (another arming), ``LOST`` (its race is decided), ``RUNNING`` (elsewhere),
+        ``QUARANTINED`` (so many before it have not come back that its machine is now set aside).
     """
 
     def parse(reply: Any) -> Started | str:
@@ -35,8 +42,10 @@ def start(keys: Keys, instances: Instances, entry: str, token: str, kind: str) -
         assert isinstance(armed, Armed)
         return Started(armed, bool(reply[2]))
 
-    args = (keys.machine_prefix, keys.race_prefix, keys.active_prefix, entry, token, LEASE_MS)
-    return (yield from repeat("start", (schedule_of(keys, kind), keys.watched), args, parse, RESENDS))
+    prefixes = (keys.machine_prefix, keys.race_prefix, keys.active_prefix)
+    args = (*prefixes, entry, token, LEASE_MS, MAX_DIED, error_text(WorkerKilled(MAX_DIED + 1)))
+    names = (schedule_of(keys, kind), keys.watched, keys.quarantine)
+    return (yield from repeat("start", names, args, parse, RESENDS))
 
 
 def renew(keys: Keys, schedule: str, held: Sequence[tuple[str, str]]) -> Steps[list[str]]:
@@ -52,9 +61,7 @@ def renew(keys: Keys, schedule: str, held: Sequence[tuple[str, str]]) -> Steps[l
     )
 
 
-def outcome(
-    keys: Keys, entry: str, kind: str, value: str, token: str = "", *, keep: bool = False
-) -> Steps[tuple[str, bool]]:
+def outcome(keys: Keys, entry: str, kind: str, value: str, token: str = "") -> Steps[tuple[str, bool]]:
     """Record the outcome of a trigger; the first of a race stands; 1 round trip.
 
     Returns:
@@ -62,8 +69,14 @@ def outcome(
         STALE or LOST to the one who won; nothing depends on that.
     """
     names = (keys.schedule, schedule_of(keys, kind), keys.hint)
-    args = (keys.machine_prefix, keys.race_prefix, entry, value, HINT_MS, token, int(keep))
+    args = (keys.machine_prefix, keys.race_prefix, entry, value, HINT_MS, token)
     return (yield from repeat("outcome", names, args, lambda r: (text(r[0]), bool(r[1])), RESENDS))
+
+
+def keep_end(keys: Keys, entry: str, end: str) -> Steps[bool]:
+    """Keep how a user's task has ended, for its trigger's next run to record; 1 round trip."""
+    args = (keys.race_prefix, entry, end, KEPT_END_MS)
+    return (yield from call("keep_end", (keys.schedule,), args, bool))
 
 
 def again(keys: Keys, entry: str, kind: str, token: str, delay_ms: int, tries: int, error: str) -> Steps[bool]:

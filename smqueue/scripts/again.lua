@@ -5,7 +5,7 @@
 local rec, _, trigger = parts(ARGV[2])
 local race = ARGV[1] .. rec
 if redis.call('HGET', race, 'task:' .. trigger) ~= ARGV[3] then return 'STALE' end
-redis.call('HDEL', race, 'task:' .. trigger, 'until:' .. trigger, 'sent:' .. trigger)
+redis.call('HDEL', race, 'task:' .. trigger, 'until:' .. trigger, 'sent:' .. trigger, 'died:' .. trigger)
 redis.call('HINCRBY', race, 'tries:' .. trigger, ARGV[5])
 redis.call('HSET', race, 'ran:' .. trigger, string.format('%.0f', now))
 if ARGV[6] ~= '' then redis.call('HSET', race, 'error:' .. trigger, ARGV[6])

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from smqueue.errors import HandlerTimeout, InvalidOutcome, TooLarge, UndecodableRecord, error_text
+from smqueue.errors import (
+    HandlerTimeout,
+    InvalidOutcome,
+    SmqueueError,
+    StoreRefused,
+    StoreUnavailable,
+    TooLarge,
+    UndecodableRecord,
+    error_text,
+)
 from smqueue.handlers import Handler
 from smqueue.keys import Keys, new_id, schedule_of
 from smqueue.leases import Lease
@@ -41,8 +51,16 @@ def run_trigger(engine: Engine, keys: Keys, entry: str, kind: str) -> str:
         What became of it: ``RECORDED``, ``AGAIN``, ``LOST``, ``LATE``, ``STALE`` or ``RUNNING``.
     """
     token = new_id()
-    started = engine.driver.run(runs.start(keys, engine.instances, entry, token, kind))
+    try:
+        started = engine.driver.run(runs.start(keys, engine.instances, entry, token, kind))
+    except (StoreUnavailable, StoreRefused):
+        raise
+    except (SmqueueError, ValueError) as error:  # this worker cannot read it: it gives it back, for another to try
+        engine.driver.run(runs.again(keys, entry, kind, token, UNREADY_MS, 0, error_text(error)))
+        return "AGAIN"
     if isinstance(started, str):
+        if started == "QUARANTINED":
+            log.error("the machine of trigger %s is quarantined: its code kills its worker", entry)
         return started
     armed = started.armed
     try:  # contexts and dynamic transitions are the user's code
@@ -103,7 +121,7 @@ class Attempt:
     def task(self, trigger: TaskTrigger[Any, Any]) -> str:
         """Send the user's task, linked to report its end; looked at again in an hour, and sent again under its id."""
         if (ended := self.armed.race.get(f"ended:{self.armed.trigger}")) is not None:
-            return self._recorded(ended)  # it ended while another outcome was being looked at, which came to nothing
+            return self._recorded(encoded_end(self.engine, self.handler, json.loads(ended)))  # it has ended meanwhile
         try:
             self.engine.send_linked(trigger.signature_for(self.armed.placed.state), self)
         except Exception as error:
@@ -166,6 +184,16 @@ def encoded(engine: Engine, handler: Handler, value: Any) -> str:
     if (size := len(text.encode())) > engine.instances.limit:
         raise TooLarge(f"outcome of {handler.name}", size, engine.instances.limit)
     return text
+
+
+def encoded_end(engine: Engine, handler: Handler, end: Any) -> str:
+    """How a user's task has ended, ``{"value": …}`` or ``{"failed": …}``, as an outcome; what does not fit failed."""
+    if "failed" in end:
+        return encoded(engine, handler, Failed(str(end["failed"]), 1))
+    try:
+        return encoded(engine, handler, end["value"])
+    except (InvalidOutcome, TooLarge) as error:
+        return encoded(engine, handler, Failed(error_text(error), 1))
 
 
 async def _bounded(awaitable: Any, timeout_s: float | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -11,11 +12,18 @@ from typing import Any, cast
 from celery import Celery
 from celery.exceptions import Ignore
 
-from smqueue.errors import DefinitionError, InvalidInput, StoreRefused, StoreUnavailable, error_text
+from smqueue.errors import (
+    DefinitionError,
+    InvalidInput,
+    NewerRecord,
+    StoreRefused,
+    StoreUnavailable,
+    UnknownModule,
+    error_text,
+)
 from smqueue.protocols import runs
 from smqueue.relay import machines_from_json
-from smqueue.retry import Failed
-from smqueue.worker.code import encoded, run_trigger
+from smqueue.worker.code import encoded_end, run_trigger
 from smqueue.worker.engine import Engine
 
 log = logging.getLogger("smqueue.tasks")
@@ -89,12 +97,12 @@ def register(app: Any, engines: Engines) -> None:
 
     @app.task(name="smqueue.ended", **late)
     def ended(result: Any = None, *, entry: str, namespace: str) -> None:
-        _record(engines.get(namespace), entry, result)
+        _record(engines.get(namespace), entry, {"value": result})
 
     @app.task(name="smqueue.failed", **late)
     def failed(_request: Any, exc: Any = None, _traceback: Any = None, *, entry: str, namespace: str) -> None:
         error = error_text(exc) if isinstance(exc, BaseException) else "task failed"
-        _record(engines.get(namespace), entry, Failed(error, 1))
+        _record(engines.get(namespace), entry, {"failed": error})
 
     @app.task(name="smqueue.add", shared=False, ignore_result=False)
     def add(machines: Sequence[Mapping[str, Any]], exist_ok: bool = False, namespace: str | None = None) -> list[str]:
@@ -132,30 +140,28 @@ def _store_may_be_away() -> Generator[None]:
         log.debug("%s", error)
 
 
-def _record(engine: Engine, entry: str, value: Any) -> None:
+def _record(engine: Engine, entry: str, end: dict[str, Any]) -> None:
     """The end of a user's task is the outcome of its trigger. It comes but once: Redis is waited for."""
     for attempt in range(STORE_TRIES):
         try:
-            return _record_now(engine, entry, value)
+            return _record_now(engine, entry, end)
         except StoreUnavailable as error:
             log.warning("the end of a task is not recorded yet: %s", error)
             time.sleep(min(0.2 * 2**attempt, 5.0))
-    return _record_now(engine, entry, value)
+    return _record_now(engine, entry, end)
 
 
-def _record_now(engine: Engine, entry: str, value: Any) -> None:
+def _record_now(engine: Engine, entry: str, end: dict[str, Any]) -> None:
     for keys in engine.executor.deployment.all_keys():
-        armed = engine.driver.run(runs.peek(keys, engine.instances, entry))
-        if armed is None:
-            continue
-        handler = engine.instances.handlers(armed.placed).get(armed.trigger)
-        if handler is None:
-            return
         try:
-            text = encoded(engine, handler, value)
-        except Exception as error:
-            text = encoded(engine, handler, Failed(error_text(error), 1))
-        _, hint = engine.driver.run(runs.outcome(keys, entry, armed.kind, text, keep=True))
+            armed = engine.driver.run(runs.peek(keys, engine.instances, entry))
+            if armed is None:
+                continue
+            handler = engine.instances.handlers(armed.placed)[armed.trigger]
+            said, hint = engine.driver.run(runs.outcome(keys, entry, armed.kind, encoded_end(engine, handler, end)))
+        except (UnknownModule, NewerRecord, KeyError):  # a worker that has the module will read it
+            said, hint = "UNREAD", False
+        if said in {"LOST", "LATE", "UNREAD"}:
+            engine.driver.run(runs.keep_end(keys, entry, json.dumps(end)))
         if hint:
             engine.outbound.hint(keys.namespace, keys.shard)
-        return

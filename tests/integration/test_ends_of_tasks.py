@@ -54,7 +54,7 @@ def test_an_end_after_a_deadline_whose_handler_stays_is_not_lost(local: Local, m
     stored = local.stored("op", Tasked())
     deadline: Any = stored.armed["reminded"]
     local.wait_past(deadline)
-    _record(local.engine, f"{stored.entry}:done", "late")
+    _record(local.engine, f"{stored.entry}:done", {"value": "late"})
     local.until(lambda: Over("late") in local.inactive("op"), "its end to count")
 
 
@@ -66,7 +66,7 @@ def test_an_end_that_overtakes_its_own_sending_is_not_put_off(local: Local, monk
 
     def send(*_: Any) -> None:
         local.executor.signal("op", word, "first")
-        _record(local.engine, entry, "soon")
+        _record(local.engine, entry, {"value": "soon"})
 
     monkeypatch.setattr(local.engine, "send_linked", send)
     local.until(lambda: Over("soon") in local.inactive("op"), "its end to count")
