@@ -93,7 +93,7 @@ class Blocking:
     def _open(self) -> redis.ConnectionPool:
         """The pool of this process; after a fork another one."""
         if self._pool is None or self._pid != os.getpid():
-            if self._pid not in {0, os.getpid()} and self._lock_pid != os.getpid():
+            if self._lock_pid != os.getpid():
                 self._lock, self._lock_pid = threading.Lock(), os.getpid()  # held at a fork, it would stay held
             with self._lock:
                 if self._pool is None or self._pid != os.getpid():
