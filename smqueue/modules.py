@@ -364,11 +364,6 @@ class Module(Generic[M]):
             raise UndecodableRecord(f"module {self.name} has no state {type_name}")
         return known.load(version, data)
 
-    def has_migrations(self, type_name: str) -> bool:
-        """Return whether records of that state may be stored in an older form."""
-        known = self.types.get(type_name)
-        return known is not None and bool(known.migrations)
-
     # --- checks ------------------------------------------------------------------------------------------------------
 
     def _state_for(self, cls: Any, where: str, *, terminal: bool = False) -> StateType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def _seconds(timeout: timedelta | float | None) -> float | None:
     return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
 
 
-class Updates:
+class Updates(ABC):
     """Updates as they come; to be iterated over, and closed at the end.
 
     Args:
@@ -171,9 +172,9 @@ class Updates:
         if self._module is None or update.module == self._module:
             self._ready.append(update)
 
+    @abstractmethod
     def _read(self) -> bool:
         """Read on; whether there was anything."""
-        raise NotImplementedError
 
 
 class Subscription(Updates):

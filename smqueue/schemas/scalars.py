@@ -16,6 +16,7 @@ import math
 import re
 import unicodedata
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -37,7 +38,7 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class Strict(fields.Field[Any]):
+class Strict(fields.Field[Any], ABC):
     """A field that refuses whatever is not exactly of its type.
 
     Attributes:
@@ -49,13 +50,13 @@ class Strict(fields.Field[Any]):
     def __init__(self, *, allow_none: bool = False) -> None:
         super().__init__(required=True, allow_none=allow_none)
 
+    @abstractmethod
     def encode(self, value: Any) -> JsonValue:
         """The JSON of ``value``; raises ``ValidationProblem``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, data: Any) -> Any:
         """The value of ``data``; raises ``ValidationProblem``."""
-        raise NotImplementedError
 
     def redact(self, data: JsonValue) -> JsonValue:
         """``data`` with its secrets hidden."""
