@@ -41,8 +41,7 @@ smqueue_namespace = os.environ.get("SMQUEUE_NAMESPACE") or "smqueue"
 # server. Fixed when the namespace is first used: another number is refused.
 smqueue_shards = 1
 
-# Messages are hints and may be lost, so any broker will do. In the database of the state, a hint travels inside the
-# commit that it is about, for no round trip.
+# Messages are hints and may be lost, so any broker will do; the server of the state does, and is there already.
 broker_url = os.environ.get("CELERY_BROKER_URL") or _broker_beside(smqueue_url)
 
 # --- queues ----------------------------------------------------------------------------------------------------------

@@ -208,9 +208,7 @@ class Session:
         line = f"export SMQUEUE_URL={shlex.quote(str(url))}"
         if namespace and namespace != DEFAULT_NAMESPACE:
             line += f" SMQUEUE_NAMESPACE={shlex.quote(namespace)}"
-        broker = self.environment["CELERY_BROKER_URL"]
-        if broker != broker_beside(str(url)):
-            line += f" CELERY_BROKER_URL={shlex.quote(broker)}"
+        line += f" CELERY_BROKER_URL={shlex.quote(self.environment['CELERY_BROKER_URL'])}"
         self.log.say("dev", "for other processes:")
         self.log.say("dev", f"    {line}")
         self.log.say("dev", f"all of this is in {os.path.relpath(self.log.path)}; Ctrl-C stops it")
