@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from smqueue.drivers.group import group
 from smqueue.roundtrip import Commit, LostReply, Read, Steps
 
@@ -28,9 +30,6 @@ def test_a_lost_reply_spoils_the_looks_of_all() -> None:
     steps = group([commits(), reads_twice()])
     assert next(steps) == Read(("a", "b"), (("GET", "a"), ("GET", "b")))
     assert steps.send([None, None]) == Read(("c",), (("GET", "c"),))
-    try:
-        request = steps.throw(LostReply())
-    except StopIteration as end:
-        assert [run.result() for run in end.value] == ["must look again", "lost"]
-    else:
-        raise AssertionError(f"asks for {request}")
+    with pytest.raises(StopIteration) as ended:
+        steps.throw(LostReply())
+    assert [run.result() for run in ended.value.value] == ["must look again", "lost"]
