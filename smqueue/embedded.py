@@ -48,8 +48,9 @@ class EmbeddedServer:
     Args:
         data: Where the data lives, made (mode 0700) if absent; one server at a time. ``None``: a private temporary
             directory, removed by ``stop``.
-        fsync: When a write reaches the disk: ``everysec`` loses at most about 2 s if the *server* is killed and the
-            machine goes down with it, ``always`` loses nothing that was acknowledged, ``no`` leaves it to the system.
+        fsync: When a write reaches the disk: ``always`` loses nothing that was acknowledged. ``everysec`` may lose a
+            suffix of about 2 s: with its machine always, with a killed server when the disk is slow, since writes then
+            wait in its memory. ``no`` leaves it to the system.
         password: Asked of every client; it is part of the URLs. The socket admits nobody else in any case.
         binary: The server to run; ``find_binary()`` if ``None``.
     """
