@@ -6,21 +6,21 @@ finish what was begun.
 
 from __future__ import annotations
 
-from smqueue.drivers.blocking import Blocking
+from smqueue.drivers.driver import Driver
 from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id, shard_of
 from smqueue.protocols import control
 
 
 def cancel_all(
-    driver: Blocking, instances: Instances, keys: Keys, operation_id: str, reason: str, children: bool
+    driver: Driver, instances: Instances, keys: Keys, operation_id: str, reason: str, children: bool
 ) -> int:
     """Cancel an operation; returns how many machines were ended."""
     driver.run(control.begin_cancel(keys, operation_id, reason, children))
     return finish_cancel(driver, instances, keys, operation_id)
 
 
-def finish_cancel(driver: Blocking, instances: Instances, keys: Keys, operation_id: str) -> int:
+def finish_cancel(driver: Driver, instances: Instances, keys: Keys, operation_id: str) -> int:
     """Go on with a cancellation that was begun, by this process or by one that died."""
     waiting, ended, begun = [(keys, operation_id)], 0, {operation_id}
     while waiting:

@@ -156,7 +156,7 @@ class Client:
 
     def _until(self, keys: Keys, op: str, look: Callable[[], Any], timeout: Timeout, what: str) -> Any:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        return wait_for(self._deployment.settings.url, keys.bell(op), look, seconds, what)
+        return wait_for(self._deployment.driver, keys.bell(op), look, seconds, what)
 
     def _place(self, machine: Mapping[str, Json]) -> tuple[Keys, str, str]:
         for name in ("operation_id", "module", "type", "state"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smqueue.drivers.blocking import Blocking
+from smqueue.drivers.driver import Driver
 from smqueue.errors import CrossShard, DefinitionError, WrongShardCount
 from smqueue.keys import Keys, shard_of
 from smqueue.roundtrip import Steps, read
@@ -27,10 +28,14 @@ class Settings:
 class Deployment:
     """A namespace on a server. Nothing is read or connected before the first use."""
 
-    def __init__(self, settings: Callable[[], Settings]) -> None:
-        self._settings_of = settings
+    def __init__(
+        self,
+        settings: Callable[[], Settings],
+        driver: Callable[[Settings], Driver] = lambda settings: Blocking(settings.url),
+    ) -> None:
+        self._settings_of, self._driver_of = settings, driver
         self._lock = threading.Lock()
-        self._opened: tuple[Settings, Blocking] | None = None
+        self._opened: tuple[Settings, Driver] | None = None
 
     @property
     def settings(self) -> Settings:
@@ -38,7 +43,7 @@ class Deployment:
         return self._open()[0]
 
     @property
-    def driver(self) -> Blocking:
+    def driver(self) -> Driver:
         """The driver.
 
         Raises:
@@ -69,7 +74,7 @@ class Deployment:
             raise CrossShard(", ".join(sorted(set(ids))[:5]))
         return next(iter(found.values())) if found else self.all_keys()[0]
 
-    def _open(self) -> tuple[Settings, Blocking]:
+    def _open(self) -> tuple[Settings, Driver]:
         opened = self._opened
         if opened is None:
             with self._lock:
@@ -78,7 +83,7 @@ class Deployment:
                     settings = self._settings_of()
                     if settings.shards < 1:
                         raise DefinitionError(f"smqueue_shards is {settings.shards}; it must be at least 1", "settings")
-                    driver = Blocking(settings.url)
+                    driver = self._driver_of(settings)
                     driver.run(_enlist(Keys(settings.namespace), settings))
                     opened = self._opened = (settings, driver)
         return opened

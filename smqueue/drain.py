@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
-from smqueue.drivers.blocking import Blocking
+from smqueue.drivers.driver import Driver
 from smqueue.drivers.group import group
 from smqueue.errors import (
     CommitFailed,
@@ -50,7 +50,7 @@ ELSEWHERE_MS = 2_000
 class Drain:
     """Works off what is due in one shard."""
 
-    def __init__(self, driver: Blocking, keys: Keys, instances: Instances, leases: Leases, outbound: Outbound) -> None:
+    def __init__(self, driver: Driver, keys: Keys, instances: Instances, leases: Leases, outbound: Outbound) -> None:
         self.driver, self.keys, self.instances, self.leases, self.outbound = driver, keys, instances, leases, outbound
         self.relay = Relay(driver, keys, instances, outbound)
         self._batch = 16

@@ -341,6 +341,14 @@ class NoServerBinary(SmqueueError):
     problem: str
 
 
+class MissingExtra(SmqueueError):
+    """{package} is not installed: pip install 'smqueue[{extra}]'"""
+
+    fields = ("extra", "package")
+    extra: str
+    package: str
+
+
 class ServerFailed(SmqueueError):
     """The embedded server did not start: {problem}"""
 
@@ -364,6 +372,7 @@ __all__ = [
     "InvalidOutcome",
     "InvalidPayload",
     "InvalidState",
+    "MissingExtra",
     "NewerRecord",
     "NoDeployment",
     "NoServerBinary",

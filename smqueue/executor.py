@@ -285,7 +285,7 @@ class Executor:
 
     def _until(self, keys: Keys, op: str, look: Callable[[], T | None], timeout: Timeout, what: str) -> T:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        return wait_for(self._deployment.settings.url, keys.bell(op), look, seconds, what)
+        return wait_for(self._deployment.driver, keys.bell(op), look, seconds, what)
 
     # --- steering ------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from smqueue.deployment import Deployment
-from smqueue.drivers.blocking import Blocking
+from smqueue.drivers.driver import Driver
 from smqueue.errors import SmqueueError
 from smqueue.instances import Instances
 from smqueue.keys import Keys, decode, digest, schedule_of
@@ -137,7 +137,7 @@ def explain(deployment: Deployment, instances: Instances, operation_id: str) -> 
     return Explanation(op, tuple(machines), tuple(buffered), tuple(past), tuple(stored))
 
 
-def _past(driver: Blocking, keys: Keys, op: str) -> list[tuple[str, dict[str, Any]]]:
+def _past(driver: Driver, keys: Keys, op: str) -> list[tuple[str, dict[str, Any]]]:
     """Inactive records, oldest first; garbage is left out."""
     found: dict[str, dict[str, Any]] = {}
     cursor: Any = b"0"
@@ -154,7 +154,7 @@ def _signals(instances: Instances) -> list[tuple[str, str]]:
     return [(module, signal) for module in instances.ids() for signal in instances.get(module).module.signals]
 
 
-def _inboxes(driver: Blocking, keys: Keys, op: str) -> list[tuple[str, str]]:
+def _inboxes(driver: Driver, keys: Keys, op: str) -> list[tuple[str, str]]:
     """Who has early signals, found by their keys: a scan of the whole database, for lack of modules that name them."""
     prefix = keys.inbox(op, "", "")[:-1]
     pattern = "".join(f"\\{c}" if c in "*?[]\\" else c for c in prefix) + "*"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from smqueue.drivers.blocking import Blocking
+from smqueue.drivers.driver import Driver
 from smqueue.keys import Keys
 from smqueue.protocols import runs
 from smqueue.protocols.bounds import LEASE_MS
@@ -32,7 +32,7 @@ class Lease(NamedTuple):
 class Leases:
     """What this process holds. The thread that renews is started with the first lease, and so after any fork."""
 
-    def __init__(self, driver: Blocking) -> None:
+    def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._lock = threading.Lock()
         self._held: dict[Lease, tuple[float, Callable[[Lease], None] | None]] = {}

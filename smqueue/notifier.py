@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from smqueue.deployment import Deployment
-from smqueue.drivers.doorbell import Doorbell
 from smqueue.errors import HistoryRewound, UpdatesLost
 from smqueue.keys import Keys
 from smqueue.protocols.arming import first_entry
@@ -134,7 +132,7 @@ class Updates(ABC):
     ) -> None:
         self._deployment, self._decode, self._module, self._timeout_s = deployment, decode, module, timeout_s
         self._ready: deque[Update | UpdatesLost] = deque()
-        self._bell = Doorbell(deployment.settings.url, *channels)
+        self._bell = deployment.driver.doorbell(*channels)
         self._bell.__enter__()  # subscribed before the first look: nothing between is missed
 
     def __iter__(self) -> Self:
@@ -153,11 +151,11 @@ class Updates(ABC):
         self._bell.close()
 
     def __next__(self) -> Update:
-        until = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        until = None if self._timeout_s is None else self._bell.clock() + self._timeout_s
         while not self._ready:
             if self._read():
                 continue
-            left = None if until is None else until - time.monotonic()
+            left = None if until is None else until - self._bell.clock()
             if left is not None and left <= 0:
                 self.close()
                 raise StopIteration

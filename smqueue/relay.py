@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from smqueue.cancelling import finish_cancel
-from smqueue.drivers.blocking import Blocking
+from smqueue.drivers.driver import Driver
 from smqueue.errors import (
     InboxFull,
     InvalidInput,
@@ -40,7 +40,7 @@ PAGES = 20
 class Relay:
     """Does what is not part of any commit of a shard."""
 
-    def __init__(self, driver: Blocking, keys: Keys, instances: Instances, outbound: Outbound) -> None:
+    def __init__(self, driver: Driver, keys: Keys, instances: Instances, outbound: Outbound) -> None:
         self.driver, self.keys, self.instances, self.outbound = driver, keys, instances, outbound
 
     def own(self, items: Iterable[bytes]) -> None:

@@ -17,6 +17,7 @@ import redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from smqueue.drivers.connect import LOST, check_version, pool_of, shown, translated
+from smqueue.drivers.doorbell import Doorbell
 from smqueue.drivers.scripts import script
 from smqueue.errors import StoreRefused, StoreUnavailable
 from smqueue.roundtrip import Call, Command, Commit, LostReply, Pause, Read, RoundTrip, Run, Steps
@@ -69,6 +70,10 @@ class Blocking:
     def command(self, *args: Any) -> Any:
         """One command outside of any protocol, for looks that need none."""
         return self.run(_single(args))
+
+    def doorbell(self, *channels: str) -> Doorbell:
+        """A doorbell that rings for any of these channels."""
+        return Doorbell(self.url, *channels)
 
     def close(self) -> None:
         """Close all connections."""

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 import redis
 
 from smqueue.drivers.connect import LOST, pool_of
+from smqueue.drivers.driver import Driver
 from smqueue.errors import AwaitTimeout
 
 T = TypeVar("T")
@@ -47,6 +48,10 @@ class Doorbell:
             self._pubsub = None
         self._client.connection_pool.disconnect()
 
+    def clock(self) -> float:
+        """Seconds by the clock that ``wait`` goes by."""
+        return time.monotonic()
+
     def wait(self, seconds: float) -> None:
         """Until it rings, or for ``seconds``; several rings count as one."""
         until = time.monotonic() + min(seconds, LONGEST_S)
@@ -78,18 +83,18 @@ class Doorbell:
         self._pubsub = pubsub
 
 
-def wait_for(url: str, bell_channel: str, look: Callable[[], T | None], seconds: float | None, what: str) -> T:
+def wait_for(driver: Driver, channel: str, look: Callable[[], T | None], seconds: float | None, what: str) -> T:
     """Look, and look again when a bell rings; subscribed before the look that counts, so nothing between is missed.
 
     Raises:
         AwaitTimeout: ``look`` was in vain for so long.
     """
-    until = None if seconds is None else time.monotonic() + seconds
     if (already := look()) is not None:
         return already
-    with Doorbell(url, bell_channel) as bell:
+    with driver.doorbell(channel) as bell:
+        until = None if seconds is None else bell.clock() + seconds
         while (found := look()) is None:
-            left = 2.0 if until is None else until - time.monotonic()
+            left = 2.0 if until is None else until - bell.clock()
             if left <= 0:
                 raise AwaitTimeout(what, seconds)
             bell.wait(left)

@@ -12,7 +12,7 @@ from celery import Celery
 from celery.canvas import Signature
 
 from smqueue.drain import Drain
-from smqueue.drivers.blocking import Blocking
+from smqueue.drivers.driver import Driver
 from smqueue.executor import Executor
 from smqueue.instances import Instances
 from smqueue.keys import Keys
@@ -38,7 +38,7 @@ class Engine:
         """That process: a child forked from it inherits the loop, but not the thread that runs it."""
 
     @property
-    def driver(self) -> Blocking:
+    def driver(self) -> Driver:
         """The driver."""
         return self.executor.deployment.driver
 

@@ -1,0 +1,63 @@
+"""What runs protocols: the port that every driver fits."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+from smqueue.roundtrip import Steps
+
+T = TypeVar("T")
+
+
+class Bell(Protocol):
+    """A doorbell, subscribed while it is entered: it says "look again", and whoever looks afterwards misses nothing."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def wait(self, seconds: float) -> None:
+        """Until it rings, or for ``seconds``, or for less."""
+        ...
+
+    def clock(self) -> float:
+        """Seconds by the clock that ``wait`` goes by."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back."""
+        ...
+
+
+class Driver(Protocol):
+    """Runs protocols, one at a time per thread."""
+
+    @property
+    def url(self) -> str:
+        """Where to."""
+        ...
+
+    def run(self, steps: Steps[T]) -> T:
+        """Run a protocol to its end.
+
+        Raises:
+            StoreUnavailable: No answer; whether the last request was applied is not known.
+            StoreRefused: The server does not take our commands.
+            Exception: What the protocol raised.
+        """
+        ...
+
+    def command(self, *args: Any) -> Any:
+        """One command outside of any protocol, for looks that need none."""
+        ...
+
+    def doorbell(self, *channels: str) -> Bell:
+        """A doorbell that rings for any of these channels."""
+        ...
+
+    def close(self) -> None:
+        """Close all connections."""
+        ...

@@ -1,0 +1,109 @@
+"""The in-memory driver: protocols over the model of Redis."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, TypeVar
+
+from smqueue.errors import StoreRefused, StoreUnavailable
+from smqueue.roundtrip import Arg, Call, Commit, LostReply, Pause, Read, RoundTrip, Run, Steps
+from smqueue.testing.store import Store
+from smqueue.testing.values import ReplyError
+
+T = TypeVar("T")
+MAX_LOST = 3
+URL = "memory://"
+
+
+class Connection:
+    """One client's connection: what it WATCHes, and whether that was changed."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.watched: set[str] = set()
+        self.dirty = False
+        store.watchers.append(self._changed)
+
+    def trip(self, request: RoundTrip) -> Any:
+        """The reply, as for every driver; ``None`` for a conflict, an exception as a value."""
+        match request:
+            case Read(watch, commands):
+                self.watched |= set(watch)
+                self.store.looked |= set(watch)
+                return [self.store.do(*command) for command in commands]
+            case Commit(commands):
+                self.store.looked |= self.watched
+                for key in self.watched:
+                    self.store.get(key.encode(errors="surrogateescape"))  # one that has expired has changed
+                conflict = self.dirty
+                self.reset()
+                return None if conflict else [self.store.do(*command) for command in commands]
+            case Call(script, keys, args):
+                reply = self.store.call(script, keys, args)
+                return StoreRefused(URL, str(reply)) if isinstance(reply, ReplyError) else reply
+            case Pause():
+                return None
+
+    def reset(self) -> None:
+        """WATCH nothing any more."""
+        self.watched, self.dirty = set(), False
+
+    def close(self) -> None:
+        """Be gone."""
+        self.store.watchers.remove(self._changed)
+
+    def _changed(self, key: str) -> None:
+        if key in self.watched:
+            self.dirty = True
+
+
+class Memory:
+    """Runs protocols, one at a time; safe to share between threads.
+
+    Args:
+        store: What they run on.
+    """
+
+    url = URL
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._lock = threading.RLock()
+
+    def run(self, steps: Steps[T]) -> T:
+        """Run a protocol to its end.
+
+        Raises:
+            Exception: What the protocol raised.
+        """
+        with self._lock:
+            run, connection, lost = Run(steps), Connection(self.store), 0
+            try:
+                while run.request is not None:
+                    reply = self._trip(connection, run.request)
+                    lost = lost + 1 if isinstance(reply, LostReply) else 0
+                    if lost > MAX_LOST:
+                        run.steps.close()
+                        raise StoreUnavailable(URL, "no answer")
+                    if lost:
+                        connection.reset()
+                    run.answer(reply)
+            finally:
+                connection.close()
+        if isinstance(run.error, LostReply):
+            raise StoreUnavailable(URL, "no answer") from None
+        return run.result()
+
+    def command(self, *args: Arg) -> Any:
+        """One command outside of any protocol."""
+        with self._lock:
+            reply = self.store.do(*args)
+        if isinstance(reply, ReplyError):
+            raise StoreRefused(URL, str(reply))
+        return reply
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def _trip(self, connection: Connection, request: RoundTrip) -> Any:
+        return connection.trip(request)
