@@ -1,0 +1,331 @@
+"""Every interleaving and every crash point of a few processes, depth first.
+
+A choice is who goes on, and how: ``go``; or a fault: ``die`` before its request is applied, ``die+`` after it and
+before its reply; ``lose`` and ``lose+``, the same for a reply that is lost while the process lives; ``late``, given up
+by the process and applied later. After the last reply is before the next request.
+
+Two reductions keep this feasible, and leave out nothing that could be told apart: sleep sets (two steps that touch no
+common key are tried in one order only), and states seen before (the store, and what each process has been told).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from smqueue.roundtrip import Read, RoundTrip
+from smqueue.testing.memory import Connection
+from smqueue.testing.store import Store
+from tests.simulation.processes import KEYS, NOTHING, Actor, Ghost, Live, Point, Told, writes
+
+Choice = tuple[int, str]
+LOG = KEYS.data("m", "log")
+UNWATCH = Read((), (("UNWATCH",),))
+Did = tuple[frozenset[str], frozenset[str]]
+"""Keys that a step has looked at, and that it has changed."""
+
+
+class Violated(AssertionError):
+    """A promise was broken; the story says how."""
+
+
+@dataclass
+class Stage:
+    """Where an exploration begins: a store, and what setting it up has left for the actors."""
+
+    name: str
+    snapshot: tuple[Any, ...]
+    notes: dict[str, Any]
+
+
+class Place(NamedTuple):
+    """Where a process stands, for going back to."""
+
+    told: Told
+    watched: frozenset[str]
+    dirty: bool
+
+
+@dataclass
+class Frame:
+    """One node of the tree: what can be done there, which of it is under way, and what need not be tried."""
+
+    choices: list[Choice]
+    sleep: dict[Choice, Did]
+    snapshot: tuple[Any, ...]
+    hashes: dict[str, int]
+    places: list[Place]
+    ghosts: list[tuple[frozenset[str], bool, RoundTrip] | None]
+    faults: int
+    timeline: tuple[Any, ...]
+    at: int = 0
+    did: Did = (frozenset(), frozenset())
+
+
+@dataclass
+class Task:
+    """One process in a schedule."""
+
+    told: Told
+    point: Point
+    connection: Connection
+
+
+@dataclass
+class World:
+    """The processes at one point of a schedule."""
+
+    store: Store
+    actors: Sequence[Actor]
+    stage: Stage
+    tasks: list[Task] = field(default_factory=list[Task])
+    ghosts: list[Ghost | None] = field(default_factory=list[Any])
+    faults: int = 0
+    timeline: tuple[Any, ...] = ()
+    """Which process ended, in order, and how many handlers of the operation had committed by then."""
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        for one in (*self.tasks, *self.ghosts):
+            if one is not None:
+                one.connection.close()
+
+
+class Explorer:
+    """Explores the schedules of some actors from one stage.
+
+    Args:
+        store: Used for all of it.
+        stage: Where they begin.
+        actors: What runs.
+        faults: How many faults a schedule may have.
+        check: Called after each step that led to a new store.
+        finish: Called at the end of each schedule whose end is new, on a store that it may change.
+        most: Steps after which the exploration is cut off; it says so.
+    """
+
+    def __init__(
+        self, store: Store, stage: Stage, actors: Sequence[Actor], faults: int, check: Callable[[World], None],
+        finish: Callable[[World], None], most: int = 1_000_000,
+    ) -> None:  # fmt: skip
+        self._store, self._stage, self._actors, self._most = store, stage, actors, most
+        self._faults, self._check, self._finish = faults, check, finish
+        self.count: Counter[str] = Counter()
+        self._hashes: dict[str, int] = {}
+        self._checked: set[int] = set()
+        self._ended: set[int] = set()
+        self._points: dict[tuple[int, int], Point] = {}
+        self._live: list[Live | None] = [None for _ in actors]
+
+    def run(self) -> Counter[str]:
+        """Explore; returns how many schedules, states and steps there were.
+
+        Raises:
+            Violated: With the schedule that broke something.
+        """
+        path: list[Frame] = []
+        seen: dict[int, list[frozenset[Choice]]] = {}
+        world = self._begin()
+        while True:
+            try:
+                whole = self._descend(world, path, seen)
+                if whole:
+                    self._end(world)
+            except Exception as error:
+                raise self._violated(error, path) from error
+            finally:
+                world.close()
+            self.count["schedules" if whole else "cut"] += 1
+            while path and path[-1].at + 1 == len(path[-1].choices):
+                path.pop()
+            if not path or self.count["steps"] > self._most:
+                self.count["states"] = len(self._checked)
+                self.count["stopped early"] += bool(path)
+                return self.count
+            last = path[-1]
+            last.sleep[last.choices[last.at]] = last.did
+            last.at += 1
+            world = self._again(last)
+            try:
+                last.did = self._take(world, last.choices[last.at])
+                self._look(world)
+            except Exception as error:
+                world.close()
+                raise self._violated(error, path) from error
+
+    def _descend(self, world: World, path: list[Frame], seen: dict[int, list[frozenset[Choice]]]) -> bool:
+        """Go on to the end of a schedule; whether it was reached, rather than something seen before."""
+        while choices := self._choices(world):
+            sleep: dict[Choice, Did] = {}
+            if path:
+                here = path[-1]
+                taken = here.choices[here.at]
+                sleep = {c: d for c, d in here.sleep.items() if _independent(c, d, taken, here.did)}
+            choices = [choice for choice in choices if choice not in sleep]
+            been = seen.setdefault(self._key(world), [])
+            if any(earlier <= sleep.keys() for earlier in been):
+                return False
+            been.append(frozenset(sleep))
+            if not choices:
+                return False
+            path.append(self._frame(world, choices, sleep))
+            path[-1].did = self._take(world, choices[0])
+            self._look(world)
+        return True
+
+    # --- one step ------------------------------------------------------------------------------------------------
+
+    def _choices(self, world: World) -> list[Choice]:
+        live = [(n, task.point.request) for n, task in enumerate(world.tasks) if task.point.request is not None]
+        found = [(n, "go") for n, _ in live]
+        found += [(len(world.tasks) + n, "go") for n, ghost in enumerate(world.ghosts) if ghost is not None]
+        if world.faults < self._faults:
+            for n, request in live:
+                hows = ("die", "die+", "lose", "lose+", "late") if writes(request) else ("die", "lose")
+                found += [(n, how) for how in hows]
+        return found
+
+    def _take(self, world: World, choice: Choice) -> Did:
+        index, how = choice
+        store = world.store
+        store.looked, store.changed = set(), set()
+        self.count["steps"] += 1
+        if index >= len(world.tasks):
+            ghost = world.ghosts[index - len(world.tasks)]
+            assert ghost is not None
+            ghost.connection.trip(ghost.request)
+            ghost.connection.close()
+            world.ghosts[index - len(world.tasks)] = None
+        else:
+            self._step(world, world.tasks[index], index, how)
+        for key in store.changed:
+            self._hashes[key] = _hash(store, key)
+        return frozenset(store.looked), frozenset(store.changed)
+
+    def _step(self, world: World, task: Task, index: int, how: str) -> None:
+        request = task.point.request
+        assert request is not None
+        reply = task.connection.trip(request) if how in {"go", "die+", "lose+"} else None
+        if how != "go":
+            world.faults += 1
+            if how == "late":
+                world.ghosts.append(Ghost(task.connection, request))
+                task.connection = Connection(world.store)
+            task.connection.reset()
+        elif request == UNWATCH:
+            task.connection.reset()
+        task.told = task.told.then(how, reply if how == "go" else None)
+        task.point = self._point(index, task.told)
+        if task.point.request is None:
+            world.store.looked.add(LOG)  # it returns: what has committed by then its caller may see
+            world.timeline = (*world.timeline, (index, _committed(world)))
+
+    def _point(self, index: int, told: Told) -> Point:
+        """What a process does once told something. Being told the same it does the same, so it is asked but once."""
+        key = (index, told.digest)
+        if (known := self._points.get(key)) is not None:
+            return known
+        live = self._live[index]
+        if live is None or live.told is not told.before:
+            if live is not None:
+                live.close()
+            live = self._live[index] = Live(index, self._actors[index], self._stage.notes)
+            chain = [told]
+            while (before := chain[-1].before) is not None:
+                chain.append(before)
+            for earlier in reversed(chain[1:-1]):
+                live.tell(earlier)
+        self._points[key] = live.point if told is NOTHING else live.tell(told)
+        return self._points[key]
+
+    def _look(self, world: World) -> None:
+        key = self._store_hash(world.store)
+        if key not in self._checked:
+            self._checked.add(key)
+            self._check(world)
+
+    def _end(self, world: World) -> None:
+        ends = tuple(repr(task.point) for task in world.tasks)
+        key = hash((self._store_hash(world.store), ends, world.timeline))
+        if key not in self._ended:
+            self._ended.add(key)
+            self._finish(world)
+
+    # --- going back ----------------------------------------------------------------------------------------------
+
+    def _begin(self) -> World:
+        self._store.restore(self._stage.snapshot)
+        self._hashes = {key: _hash(self._store, key) for key in self._store.data}
+        world = World(self._store, self._actors, self._stage)
+        for n in range(len(self._actors)):
+            world.tasks.append(Task(NOTHING, self._point(n, NOTHING), Connection(self._store)))
+        self._look(world)
+        return world
+
+    def _frame(self, world: World, choices: list[Choice], sleep: dict[Choice, Did]) -> Frame:
+        places = [Place(t.told, frozenset(t.connection.watched), t.connection.dirty) for t in world.tasks]
+        ghosts = [(frozenset(g.connection.watched), g.connection.dirty, g.request) if g else None for g in world.ghosts]
+        snapshot, hashes = self._store.snapshot(), dict(self._hashes)
+        return Frame(choices, sleep, snapshot, hashes, places, ghosts, world.faults, world.timeline)
+
+    def _again(self, frame: Frame) -> World:
+        """The world as it was at a node."""
+        self._store.restore(frame.snapshot)
+        self._hashes = dict(frame.hashes)
+        world = World(self._store, self._actors, self._stage, faults=frame.faults, timeline=frame.timeline)
+        for n, place in enumerate(frame.places):
+            connection = self._connection(place.watched, place.dirty)
+            world.tasks.append(Task(place.told, self._point(n, place.told), connection))
+        for kept in frame.ghosts:
+            world.ghosts.append(None if kept is None else Ghost(self._connection(*kept[:2]), kept[2]))
+        return world
+
+    def _connection(self, watched: frozenset[str], dirty: bool) -> Connection:
+        connection = Connection(self._store)
+        connection.watched, connection.dirty = set(watched), dirty
+        return connection
+
+    # --- telling states apart ------------------------------------------------------------------------------------
+
+    def _store_hash(self, store: Store) -> int:
+        total = hash(store.now_us)
+        for value in self._hashes.values():
+            total ^= value
+        return total
+
+    def _key(self, world: World) -> int:
+        tasks = tuple((task.told.digest, task.connection.dirty) for task in world.tasks)
+        ghosts = tuple((repr(g.request), g.connection.dirty) if g else None for g in world.ghosts)
+        return hash((self._store_hash(world.store), tasks, ghosts, world.faults, world.timeline))
+
+    def _violated(self, error: Exception, path: list[Frame]) -> Violated:
+        what = str(error) if isinstance(error, Violated) else f"{type(error).__name__}: {error}"
+        return Violated(f"{what}\n{self._story(path)}")
+
+    def _story(self, path: list[Frame]) -> str:
+        names = [getattr(actor, "__name__", str(actor)) for actor in self._actors]
+        lines = [f"from stage {self._stage.name}, {dict(self.count)}:"]
+        for frame in path:
+            index, how = frame.choices[frame.at]
+            who = names[index] if index < len(names) else "a late request"
+            changed = ", ".join(sorted(key.partition("}:")[2] or key for key in frame.did[1]))
+            lines.append(f"  {who}: {how}" + (f", changing {changed}" if changed else ""))
+        return "\n".join(lines)
+
+
+def _committed(world: World) -> int:
+    log: Any = world.store.data.get(LOG, ())
+    return sum(line.startswith(b"o ") for line in log)
+
+
+def _independent(a: Choice, did_a: Did, b: Choice, did_b: Did) -> bool:
+    if a[0] == b[0] or (a[1] != "go" and b[1] != "go"):
+        return False
+    return not (did_a[1] & (did_b[0] | did_b[1]) or did_b[1] & did_a[0])
+
+
+def _hash(store: Store, key: str) -> int:
+    value = store.data.get(key)
+    return 0 if value is None else hash((key, repr(value), store.expires.get(key)))

@@ -1,0 +1,88 @@
+"""Every pair of things that can meet, in every interleaving, with a fault at every point; and what must be caught."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from importlib import import_module
+from importlib.resources import files
+
+import pytest
+
+import smqueue.protocols
+from tests.simulation.explorer import Violated
+from tests.simulation.mutations import MUTATIONS, Mutation
+from tests.simulation.pairs import ACTORS, STAGES, explore, pairs, traces
+
+BY_NAME = {actor.__name__: actor for actor in ACTORS}
+TRIPLES = [
+    ("waiting", "signal_end", "drain", "deadline_passes"),
+    ("waiting", "signal_end", "signal_mid", "drain"),
+    ("waiting", "attempt", "signal_end", "lease_passes"),
+    ("claimed", "stopped_first", "drain", "lease_passes"),
+    ("claimed", "stopped_first", "stopped_second", "signal_stay"),
+    ("claimed", "stopped_first", "pause", "resume"),
+    ("claimed", "stopped_first", "stopped_second", "cancel"),
+    ("ending", "stopped_first", "stopped_second", "add"),
+    ("staying", "stopped_first", "signal_end", "deadline_passes"),
+    ("staying", "stopped_first", "drain", "lease_passes"),
+    ("again", "stopped_first", "attempt_under_way", "signal_end"),
+    ("followed", "stopped_first", "drain", "cancel"),
+    ("empty", "add", "add", "add"),
+    ("empty", "add", "signal_end", "drain"),
+    ("early", "add", "add_batch", "signal_end"),
+    ("over", "sweep", "sweep", "add_short"),
+    ("left_behind", "own", "relay", "cancel"),
+    ("quarantined", "retry", "signal_stay", "drain"),
+]
+"""Threes that two cannot show; without a fault, for those come with the pairs."""
+
+READ_ONLY = {
+    "claim.pump", "runs.peek", "others.has_finished", "others.has_reached", "control.children_to_cancel",
+}  # fmt: skip
+"""What changes nothing needs nobody to meet."""
+
+
+@pytest.mark.parametrize("stage", [make.__name__ for make in STAGES])
+@pytest.mark.parametrize("actor", BY_NAME)
+def test_pairs(stage: str, actor: str, record_property: pytest.RecordProperty) -> None:
+    """Whatever shares a key may meet at any step, with one fault anywhere: nothing is lost, nothing is done twice
+    (semantics 5, 11, 15, 17, 18, 19, 22, 27)."""
+    for one, other in pairs(stage):
+        if one.__name__ == actor:
+            record_property("explored", {"pairs": 1, **explore(stage, one, other)})
+
+
+@pytest.mark.parametrize("case", TRIPLES, ids="-".join)
+def test_triples(case: tuple[str, ...], record_property: pytest.RecordProperty) -> None:
+    """Three that meet: nothing is lost, nothing is done twice (semantics 5, 15, 18)."""
+    stage, *actors = case
+    record_property("explored", {"triples": 1, **explore(stage, *[BY_NAME[name] for name in actors], faults=0)})
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_planted_bugs_are_caught(mutation: Mutation) -> None:
+    """A known way to get a protocol wrong is found, and the same exploration finds nothing without it."""
+    actors = [BY_NAME[name] for name in mutation.actors]
+    with pytest.raises(Violated):
+        explore(mutation.stage, *actors, faults=mutation.faults, planted=mutation.plant)
+    explore(mutation.stage, *actors, faults=mutation.faults)
+
+
+def test_every_protocol_and_script_takes_part() -> None:
+    """A protocol or script that no actor runs has no place here: whoever writes one gives it an actor."""
+    run = {name for make in STAGES for trace in traces(make.__name__).values() for name in trace.code}
+    scripts = {entry.name for entry in (files("smqueue") / "scripts").iterdir() if entry.name[0] != "_"}
+    assert scripts - run == set()
+    assert protocols() - run == READ_ONLY - run
+
+
+def protocols() -> set[str]:
+    """All public functions of ``smqueue.protocols`` that make round trips."""
+    found: set[str] = set()
+    for module in pkgutil.iter_modules(smqueue.protocols.__path__):
+        named = import_module(f"smqueue.protocols.{module.name}")
+        for name, value in vars(named).items():
+            if inspect.isgeneratorfunction(value) and value.__module__ == named.__name__ and name[0] != "_":
+                found.add(f"{module.name}.{name}")
+    return found
