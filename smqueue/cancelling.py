@@ -12,9 +12,7 @@ from smqueue.keys import Keys, new_id, shard_of
 from smqueue.protocols import control
 
 
-def cancel_all(
-    driver: Driver, instances: Instances, keys: Keys, operation_id: str, reason: str, children: bool
-) -> int:
+def cancel_all(driver: Driver, instances: Instances, keys: Keys, operation_id: str, reason: str, children: bool) -> int:
     """Cancel an operation; returns how many machines were ended."""
     driver.run(control.begin_cancel(keys, operation_id, reason, children))
     return finish_cancel(driver, instances, keys, operation_id)
@@ -32,5 +30,5 @@ def finish_cancel(driver: Driver, instances: Instances, keys: Keys, operation_id
                 its = Keys(keys.namespace, shard_of(child, instances.shards))
                 driver.run(control.begin_cancel(its, child, reason, children=True))
                 waiting.append((its, child))
-        ended += driver.run(control.cancel(there, op, new_id(), instances.longest_keep()))
+        ended += driver.run(control.cancel(there, op, new_id(), instances.longest_keep(), instances.chain))
     return ended

@@ -61,6 +61,14 @@ class Field(NamedTuple):
         return cls(decode(module), decode(type_name), state)
 
 
+def label_of(field: str) -> str:
+    """``module.State`` of a record as stored, without its state: secrets may stand in it."""
+    try:
+        return "{}.{}".format(*Field.parse(field))
+    except ValueError:
+        return "a record that is none"
+
+
 class Active(NamedTuple):
     """The value of an active record."""
 
@@ -72,10 +80,15 @@ class Active(NamedTuple):
     """Id of the first commit that ever made this record: ``add`` recognises its own success by it."""
     lone: bool
     """Its adding is not in the history yet, because nothing else has happened in its operation."""
+    seal: str = ""
+    """Of its machine's last step, where histories are sealed: what the next seal rests on."""
 
     def dump(self) -> str:
         """Under 64 bytes, or the hash of a machine that just waits loses its compact encoding."""
-        rest = [] if self.made == self.machine and not self.lone else [self.made if self.made != self.machine else 0]
+        made = self.made if self.made != self.machine else 0
+        if self.seal:  # larger: sealing has that price
+            return compact([self.machine, self.step, self.at_us, self.version, made, int(self.lone), self.seal])
+        rest = [made] if made or self.lone else []
         return compact([self.machine, self.step, self.at_us, self.version, *rest, *([1] if self.lone else [])])
 
     @classmethod
@@ -84,7 +97,8 @@ class Active(NamedTuple):
         match json.loads(raw):
             case [str(machine), int(step), int(at_us), int(version), *rest]:
                 made = rest[0] if rest and isinstance(rest[0], str) else machine
-                return cls(machine, step, at_us, version, made, len(rest) > 1 and bool(rest[1]))
+                seal = str(rest[2]) if len(rest) > 2 else ""
+                return cls(machine, step, at_us, version, made, len(rest) > 1 and bool(rest[1]), seal)
             case _:
                 raise ValueError("not the value of an active record")
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "list": "smqueue.cli.look:list_",
     "show": "smqueue.cli.look:show",
     "why": "smqueue.cli.look:why",
+    "verify": "smqueue.cli.verify:verify",
     "add": "smqueue.cli.produce:add",
     "signal": "smqueue.cli.produce:signal",
     "cancel": "smqueue.cli.steer:cancel",

@@ -20,6 +20,7 @@ from smqueue.executor import Executor
 from smqueue.instances import Instances
 from smqueue.selection import FORMAT, VARIABLE
 from smqueue.worker.application import APP_VARIABLE, default_executor, load_executor
+from smqueue.worker.settings import history_chain
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -101,7 +102,9 @@ class Target:
                 executor = default_executor(self.modules, shards)
         else:
             settings = Settings(str(self.url), self.namespace or DEFAULT_NAMESPACE, shards)
-            executor = Executor(Deployment(lambda: settings), lambda: Instances(shards=shards), Silent())
+            instances = Instances(shards=shards)
+            instances.chain = history_chain(None)
+            executor = Executor(Deployment(lambda: settings), lambda: instances, Silent())
         _ = executor.deployment.driver
         return executor
 

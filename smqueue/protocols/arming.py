@@ -7,6 +7,7 @@ from datetime import timedelta
 from random import randrange
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smqueue.chain import Chain
 from smqueue.handlers import Handler
 from smqueue.keys import Keys, decode, schedule_of
 from smqueue.protocols.bounds import HINT_MS, PARK_MS, UPDATES_KEPT
@@ -205,7 +206,7 @@ def keep(
 
 
 def note(keys: Keys, op: str, *entries: Mapping[str, Any], told: int = 0) -> list[Command]:
-    """Append steps to the history of an operation, ring its bell and tell those who follow all operations.
+    """Append steps to the history of an operation, ring its bell, and that of all operations.
 
     Args:
         keys: Of the shard.
@@ -217,7 +218,8 @@ def note(keys: Keys, op: str, *entries: Mapping[str, Any], told: int = 0) -> lis
     news: list[Command] = [
         ("XADD", keys.updates, "MAXLEN", "~", UPDATES_KEPT, "*", "op", op, "entry", line) for line in lines[told:]
     ]
-    return [("RPUSH", keys.history(op), *lines), *news, ("PUBLISH", keys.bell(op), "")]
+    bells: list[Command] = [("SPUBLISH", keys.bell(op), ""), ("SPUBLISH", keys.bells, "")]
+    return [("RPUSH", keys.history(op), *lines), *news, *bells]
 
 
 def step_entry(
@@ -236,7 +238,18 @@ def step_entry(
 
 def first_entry(field: str, active: Active) -> dict[str, Any]:
     """The entry of a machine's adding, as it would have been written then."""
-    return step_entry(active, field, active.at_us, active.made)
+    entry = step_entry(active, field, active.at_us, active.made)
+    return {**entry, "seal": active.seal} if active.seal else entry
+
+
+def sealed(
+    chain: Chain | None, op: str, before: str, active: Active, entry: dict[str, Any]
+) -> tuple[Active, dict[str, Any]]:
+    """A machine and its new step with the step's seal, if histories are sealed; ``before`` is that of its last step."""
+    if chain is None:
+        return active, entry
+    seal = chain.seal(op, before, entry)
+    return active._replace(seal=seal), {**entry, "seal": seal}
 
 
 def ring(keys: Keys, watchers: Any, now_us: int) -> list[Command]:

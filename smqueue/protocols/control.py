@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from smqueue.chain import Chain
 from smqueue.errors import CommitFailed, SmqueueError
 from smqueue.instances import Instances
 from smqueue.keys import Keys, digest
@@ -18,6 +19,7 @@ from smqueue.protocols.arming import (
     leave,
     note,
     ring,
+    sealed,
     settle,
     step_entry,
     wait_of,
@@ -104,7 +106,7 @@ def _how(raw: bytes | None) -> tuple[bool, str]:
     return parts[1:2] == ["1"], parts[2] if len(parts) > 2 else ""
 
 
-def cancel(keys: Keys, op: str, commit_id: str, keep: timedelta | None) -> Steps[int]:
+def cancel(keys: Keys, op: str, commit_id: str, keep: timedelta | None, chain: Chain | None = None) -> Steps[int]:
     """End every active machine of an operation, marked cancelled; 2 round trips for each 100, and one to finish.
 
     Args:
@@ -112,6 +114,7 @@ def cancel(keys: Keys, op: str, commit_id: str, keep: timedelta | None) -> Steps
         op: The operation; ``begin_cancel`` has been run.
         commit_id: Of this run.
         keep: When its end may be forgotten; ``None``: never.
+        chain: What seals the steps of histories, if they are sealed.
 
     Returns:
         How many machines have been ended.
@@ -138,7 +141,7 @@ def cancel(keys: Keys, op: str, commit_id: str, keep: timedelta | None) -> Steps
             if (noted := look.known["GET", keys.control(op)]) is None:
                 return ended  # another has finished the cancelling: what is active now has come after it
             _, reason = _how(noted)
-            commands = _end_all(keys, op, batch, look, commit_id, reason, keep)
+            commands = _end_all(keys, op, batch, look, commit_id, reason, keep, chain)
             if commands and (yield from commit(commands)) is not None:
                 ended, attempt = ended + len(batch), 0
                 continue
@@ -167,8 +170,9 @@ def _leaving(field: bytes, raw: bytes) -> Leaving:
 
 
 def _end_all(
-    keys: Keys, op: str, batch: list[Leaving], look: Look, commit_id: str, reason: str, keep: timedelta | None
-) -> list[Command]:
+    keys: Keys, op: str, batch: list[Leaving], look: Look, commit_id: str, reason: str, keep: timedelta | None,
+    chain: Chain | None,
+) -> list[Command]:  # fmt: skip
     commands: list[Command] = []
     entries: list[dict[str, Any]] = []
     now_us = look.now_us
@@ -191,7 +195,8 @@ def _end_all(
         if one.active.lone and look.known[begun(keys, op)] == 1:
             entries.append(first_entry(one.field, one.active))
         ended = one.active._replace(step=one.active.step + 1)
-        entries.append(step_entry(ended, one.field, now_us, commit_id, terminal=True, cancelled=reason))
+        entry = step_entry(ended, one.field, now_us, commit_id, terminal=True, cancelled=reason)
+        entries.append(sealed(chain, op, one.active.seal, ended, entry)[1])
     commands += note(keys, op, *entries, told=entries[0]["commit"] != commit_id)
     if rung := ring(keys, look.known[watchers(keys, op)], now_us):
         commands += [*rung, hint(keys)]

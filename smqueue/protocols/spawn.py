@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from smqueue.instances import Instances
 from smqueue.keys import Keys, digest
-from smqueue.protocols.arming import enter, first_entry, hint, note, ring, step_entry
+from smqueue.protocols.arming import enter, first_entry, hint, note, ring, sealed, step_entry
 from smqueue.protocols.decide import Look
 from smqueue.records import Active, Item, Placed
 from smqueue.roundtrip import Command, Steps
@@ -92,13 +92,15 @@ def start(
             entries += [first_entry(*pair) for pair in parse_pairs(look.known[everyone])]
         for placed, unmarked in machines:
             active = unmarked._replace(lone=lone)
+            entry = step_entry(active, placed.field, now_us, commit_id)
+            active, entry = sealed(instances.chain, op, "", active, entry)
             items = yield from buffered(keys, instances, placed, active.machine, look)
             entered = enter(keys, placed, instances.handlers(placed), active, commit_id, now_us, items.get)
             look.taken |= entered.taken
             plan.commands.extend(entered.commands)
             plan.machines.append(Spawned(placed, active))
             due = due or entered.due
-            entries.append(step_entry(active, placed.field, now_us, commit_id))
+            entries.append(entry)
         if op == own:
             plan.entries.extend(entries)
             continue

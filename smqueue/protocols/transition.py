@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +17,7 @@ from smqueue.errors import (
 from smqueue.handlers import Handler
 from smqueue.instances import Instances
 from smqueue.keys import Keys
-from smqueue.protocols.arming import Plan, enter, first_entry, keep, leave, note, ring, settle, step_entry
+from smqueue.protocols.arming import Plan, enter, first_entry, keep, leave, note, ring, sealed, settle, step_entry
 from smqueue.protocols.claim import Claimed
 from smqueue.protocols.decide import Look, decide
 from smqueue.protocols.spawn import Spawned, buffered, start, tail, unbegun
@@ -88,7 +87,7 @@ def transition(keys: Keys, instances: Instances, it: Claimed, commit_id: str) ->
     handler = instances.handlers(it.placed).get(it.won)
     if handler is None:
         raise UndecodableRecord(f"state {it.placed.type.name} has no handler {it.won} any more")
-    outcome = _outcome(handler, it.value)
+    outcome = _outcome(instances, handler, it)
     context = instances.context(it.placed, it.active.machine, attempt_id(it.machine.entry, it.won))
     doubt, history_begun = False, set[str]()
     for attempt in range(MAX_ATTEMPTS):
@@ -117,7 +116,7 @@ def transition(keys: Keys, instances: Instances, it: Claimed, commit_id: str) ->
             if control := next((key for key in controls(keys, it.placed) if look.known["GET", key] is not None), ""):
                 return Transitioned("held", detail=control)
             yield from look.verify(tx)
-            history_begun |= unbegun(keys, {placed.op for placed in tx.spawned}, look)
+            history_begun |= unbegun(keys, {placed.op for placed in tx.starting}, look)
             done, commands = yield from _plan(keys, instances, it, to, handler, tx, look, commit_id)
             try:
                 replies = yield from commit(commands)
@@ -148,9 +147,9 @@ def attempt_id(entry: str, trigger: str) -> str:
     return str(uuid5(NAMESPACE_OID, f"{entry}:{trigger}"))
 
 
-def _outcome(handler: Handler, value: str) -> Any:
+def _outcome(instances: Instances, handler: Handler, it: Claimed) -> Any:
     try:
-        return handler.outcome.load(json.loads(value))
+        return instances.outcome(handler, it.placed, it.value)
     except ValidationProblem as problem:
         raise InvalidOutcome(f"{handler.name}.{problem.field}".rstrip("."), problem.problem) from None
 
@@ -192,7 +191,7 @@ def _plan(
 ) -> Steps[tuple[Transitioned, list[Command]]]:  # fmt: skip
     """All that belongs to the commit, in the order in which EXEC applies it."""
     op, now_us = it.machine.op, look.now_us
-    started = yield from start(keys, instances, tx.spawned, look, commit_id, own=op)
+    started = yield from start(keys, instances, tx.starting, look, commit_id, own=op)
     if to is None:
         entries: list[dict[str, Any]] = []
         items = yield from buffered(keys, instances, it.placed, it.active.machine, look)
@@ -205,7 +204,7 @@ def _plan(
         if started.entries and it.active.lone and look.known[begun(keys, op)] == 1:
             entries.append(first_entry(it.machine.field, it.active))
     else:
-        if any(placed.record == to.record for placed in tx.spawned):
+        if any(placed.record == to.record for placed in tx.starting):
             raise StateAlreadyExists(op, to.module, str(to))
         kind, plan, target, entries = yield from _move(keys, instances, it, to, look, commit_id)
     entries += started.entries
@@ -244,9 +243,11 @@ def _move(
     plan = Plan([], due=False)
     if there.active is not None and there.active[0] != it.machine.field:
         kind, more = "merged", {"merged": there.active[1].machine}  # an equal machine is active, and goes on
-    elif to.type.terminal:
+    entry = step_entry(moved, to.field, now_us, commit_id, terminal=to.type.terminal, won=it.won, **more)
+    moved, entry = sealed(instances.chain, op, it.active.seal, moved, entry)
+    if kind == "moved" and to.type.terminal:
         plan = Plan(_end(keys, to, moved, there, commit_id, now_us), due=False)
-    else:
+    elif kind == "moved":
         items = yield from buffered(keys, instances, to, moved.machine, look)
         plan = enter(keys, to, instances.handlers(to), moved, commit_id, now_us, items.get)
     left = left_record(it, past[1] if past is not None else {}, now_us, commit_id, to=to.field, **more)
@@ -254,7 +255,6 @@ def _move(
     commands = [*leave(keys, it.machine), ("HSET", keys.inactive(op), visited, left), *plan.commands]
     if kind == "merged" or to.type.terminal:
         commands.append(settle(keys, op, now_us, instances.get(to.module).module.keep))
-    entry = step_entry(moved, to.field, now_us, commit_id, terminal=to.type.terminal, won=it.won, **more)
     unwritten = it.active.lone and look.known[begun(keys, op)] == 1
     entries = [first_entry(it.machine.field, it.active), entry] if unwritten else [entry]
     return kind, Plan(commands, plan.due), Spawned(to, moved), entries
