@@ -23,6 +23,7 @@ class Settings:
     url: str
     namespace: str = DEFAULT_NAMESPACE
     shards: int = 1
+    durability: str | None = None
 
 
 class Deployment:
@@ -31,7 +32,7 @@ class Deployment:
     def __init__(
         self,
         settings: Callable[[], Settings],
-        driver: Callable[[Settings], Driver] = lambda settings: Blocking(settings.url),
+        driver: Callable[[Settings], Driver] = lambda settings: Blocking(settings.url, settings.durability),
     ) -> None:
         self._settings_of, self._driver_of = settings, driver
         self._lock = threading.Lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -159,7 +160,7 @@ class Updates(ABC):
             if left is not None and left <= 0:
                 self.close()
                 raise StopIteration
-            self._bell.wait(2.0 if left is None else left)
+            self._bell.wait(math.inf if left is None else left)
         found = self._ready.popleft()
         if isinstance(found, UpdatesLost):
             raise found
@@ -202,7 +203,7 @@ class Feed(Updates):
 
     def __init__(self, deployment: Deployment, decode: Decode, module: str | None, timeout_s: float | None) -> None:
         shards = deployment.all_keys()
-        super().__init__(deployment, decode, module, timeout_s, *[keys.bell("") + "*" for keys in shards])
+        super().__init__(deployment, decode, module, timeout_s, *[keys.bells for keys in shards])
         self._cursors: dict[int, tuple[bytes, int]] = {keys.shard: deployment.driver.run(_end(keys)) for keys in shards}
 
     def _read(self) -> bool:

@@ -8,59 +8,71 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
-import hiredis
-import redis
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import AskError, NoScriptError, RedisError
 
-from smqueue.drivers.connect import LOST, check_version, pool_of, shown, translated
+from smqueue.drivers.circuit import Circuit
+from smqueue.drivers.cluster import slot_of
+from smqueue.drivers.connect import ELSEWHERE, LOST, ONE_SLOT, exchange, shown, translated
 from smqueue.drivers.doorbell import Doorbell
+from smqueue.drivers.line import Line
+from smqueue.drivers.nodes import Nodes, nodes_of
 from smqueue.drivers.scripts import script
-from smqueue.errors import StoreRefused, StoreUnavailable
+from smqueue.errors import NotReplicated, StoreRefused, StoreUnavailable
 from smqueue.roundtrip import Call, Command, Commit, LostReply, Pause, Read, RoundTrip, Run, Steps
 
 T = TypeVar("T")
-pack = cast("Any", hiredis).pack_command
 MAX_LOST = 3
 """After how many lost replies in a row a protocol is given up, and its caller told that there is no answer."""
+ELSEWHERE_S = 5.0
+"""For how long a node of a cluster is sought that serves a slot, in seconds."""
+REPLICA_MS = 2_000
+"""For how long a replica is waited for: less than an answer, and than a lease."""
 
 
 class Blocking:
     """Runs protocols, one at a time per thread; safe to share between threads, and after a fork.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
+        url: ``redis://``, ``rediss://`` or ``unix://``; of sentinels ``redis+sentinel://host:port,…/service``; of a
+            cluster ``redis+cluster://host:port,…``.
+        durability: ``"fsync"``: servers that write to disk before they answer, or none; ``"replica"``: no commit is
+            acknowledged before a replica has it.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, durability: str | None = None) -> None:
+        self.url, self.durability = url, durability
         self._lock, self._lock_pid = threading.Lock(), os.getpid()
-        self._pool: redis.ConnectionPool | None = None
+        self._opened: Nodes | None = None
         self._pid = 0
+        self._circuit = Circuit()
 
     def run(self, steps: Steps[T]) -> T:
         """Run a protocol to its end.
 
         Raises:
             StoreUnavailable: No answer; whether the last request was applied is not known.
+            NotReplicated: No replica has it in time; whether it was applied is not known.
             StoreRefused: The server does not take our commands.
             Exception: What the protocol raised.
         """
         run = Run(steps)
-        lost = 0
-        with self._connection() as connection:
+        lost, doubt = 0, False
+        with Line(self._nodes()) as line:
             while run.request is not None:
-                reply = self._trip(connection, run.request)
+                reply = self._trip(line, run.request)
                 lost = lost + 1 if isinstance(reply, LostReply) else 0
                 if lost > MAX_LOST:
                     run.steps.close()
                     raise StoreUnavailable(shown(self.url), str(cast("LostReply", reply).__cause__ or "no answer"))
+                if lost:
+                    line.leave()
+                    doubt = True
                 run.answer(reply)
-            if run.watched and connection.is_connected:  # ended on a look
-                self._trip(connection, Read((), (("UNWATCH",),)))
+            if doubt or line.watching:  # ended on a look
+                self._end(line)
         if isinstance(run.error, LostReply):
             raise StoreUnavailable(shown(self.url), str(run.error.__cause__ or "no answer")) from None
         if isinstance(run.error, RedisError):
@@ -73,81 +85,102 @@ class Blocking:
 
     def doorbell(self, *channels: str) -> Doorbell:
         """A doorbell that rings for any of these channels."""
-        return Doorbell(self.url, *channels)
+        return Doorbell(self._nodes(), *channels)
 
     def close(self) -> None:
         """Close all connections."""
-        if self._pool is not None and self._pid == os.getpid():
-            self._pool.disconnect()
+        if self._opened is not None and self._pid == os.getpid():
+            self._opened.close()
 
-    @contextmanager
-    def _connection(self) -> Generator[Any]:
-        pool = self._open()
-        try:
-            connection: Any = pool.get_connection()
-        except (RedisError, OSError) as error:
-            raise translated(self.url, error) from None
-        try:
-            yield connection
-        except BaseException:
-            connection.disconnect()  # its WATCHes, and replies that nobody read
-            raise
-        finally:
-            pool.release(connection)
-
-    def _open(self) -> redis.ConnectionPool:
-        """The pool of this process; after a fork another one."""
-        if self._pool is None or self._pid != os.getpid():
+    def _nodes(self) -> Nodes:
+        """The servers as this process knows them; after a fork anew."""
+        if self._opened is None or self._pid != os.getpid():
             if self._lock_pid != os.getpid():
                 self._lock, self._lock_pid = threading.Lock(), os.getpid()  # held at a fork, it would stay held
             with self._lock:
-                if self._pool is None or self._pid != os.getpid():
-                    pool = pool_of(self.url)
-                    try:
-                        connection: Any = pool.get_connection()
-                        info: Any = _send(connection, [("INFO", "server")])[0]
-                        pool.release(connection)
-                    except (RedisError, OSError) as error:
-                        raise translated(self.url, error) from None
-                    if isinstance(info, Exception):
-                        raise translated(self.url, info)
-                    check_version(self.url, info)
-                    self._pool, self._pid = pool, os.getpid()
-        return self._pool
+                if self._opened is None or self._pid != os.getpid():
+                    self._opened = nodes_of(self.url, self.durability, self._circuit)
+                    self._pid = os.getpid()
+        return self._opened
 
-    def _trip(self, connection: Any, request: RoundTrip) -> Any:
+    def _trip(self, line: Line, request: RoundTrip) -> Any:
         """The reply; ``None`` for a conflict; an exception, to be thrown into the protocol, as a value."""
-        try:
-            match request:
-                case Read(watch, commands):
-                    first: list[Command] = [("WATCH", *watch)] if watch else []
-                    replies = _send(connection, [*first, *commands])
-                    self._refuse(replies[: len(first)])
-                    return replies[len(first) :]
-                case Commit(commands):
-                    *queued, replies = _send(connection, [("MULTI",), *commands, ("EXEC",)])
-                    self._refuse([reply for reply in queued if isinstance(reply, Exception)] or [replies])
-                    return replies
-                case Call(name, keys, args):
-                    return self._call(connection, name, keys, args)
-                case Pause(ms):
-                    time.sleep(ms / 1000)
-                    return None
-        except LOST as error:
-            connection.disconnect()
-            lost = LostReply()
-            lost.__cause__ = error
-            return lost
-        except StoreRefused as error:
-            return error
+        watching, until = line.watching, None
+        while True:
+            try:
+                return self._ask(line, request)
+            except LOST as error:
+                line.disconnect()
+                return _lost(error)
+            except ELSEWHERE as error:  # certainly not applied
+                line.astray()
+                if isinstance(error, AskError) and line.key is not None and error.slot_id != slot_of(line.key):
+                    return StoreRefused(shown(self.url), f"a key is in another slot than {line.key!s}: {ONE_SLOT}")
+                if watching:  # what it rests on may change before it is watched elsewhere: the protocol looks again
+                    return None if isinstance(request, Commit) else _lost(error)
+                until = until or time.monotonic() + ELSEWHERE_S
+                if not line.many or time.monotonic() > until:
+                    raise translated(self.url, error) from None
+                time.sleep(0.02)
+            except StoreRefused as error:
+                return error
 
-    def _call(self, connection: Any, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        code = script(name)
-        (reply,) = _send(connection, [("EVALSHA", code.sha, len(keys), *keys, *args)])
+    def _ask(self, line: Line, request: RoundTrip) -> Any:
+        if isinstance(request, Pause):
+            time.sleep(request.ms / 1000)
+            return None
+        connection = line.to(request)
+        match request:
+            case Read(watch, commands):
+                first: list[Command] = [("WATCH", *watch)] if watch else []
+                line.watching = line.watching or bool(watch)
+                replies = exchange(connection, [*first, *commands])
+                self._refuse(replies[: len(first)])
+                return replies[len(first) :]
+            case Commit(commands):
+                confirm = self._confirm(line)  # of an empty one too: a verdict rests on what it has seen to hold still
+                sent = exchange(connection, [("MULTI",), *commands, ("EXEC",), *confirm])
+                line.watching = False
+                *queued, replies = sent[: len(commands) + 2]
+                self._refuse([reply for reply in queued if isinstance(reply, Exception)] or [replies])
+                if replies is not None:
+                    self._see_confirmed(sent[len(commands) + 2 :])
+                return replies
+            case Call(name, keys, args):
+                return self._call(line, connection, name, keys, args)
+
+    def _call(self, line: Line, connection: Any, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        code, confirm = script(name), self._confirm(line)
+        named = line.guarded(keys)
+        reply, *confirmed = exchange(connection, [("EVALSHA", code.sha, len(named), *named, *args), *confirm])
         if isinstance(reply, NoScriptError):
-            (reply,) = _send(connection, [("EVAL", code.text, len(keys), *keys, *args)])
+            reply, *confirmed = exchange(connection, [("EVAL", code.text, len(named), *named, *args), *confirm])
         self._refuse([reply])
+        self._see_confirmed(confirmed)
         return reply
+
+    def _end(self, line: Line) -> None:
+        """Leave no WATCH; and what was seen is told to the caller: it has to be safe too."""
+        commands = (("UNWATCH",), *self._confirm(line))
+        reply = self._trip(line, Read((), commands)) if line.watching or len(commands) > 1 else [None]
+        line.watching = False
+        if self.durability == "replica":
+            self._see_confirmed(reply[1:] if isinstance(reply, list) else [reply])
+
+    def _confirm(self, line: Line) -> list[Command]:
+        """Wait for a replica, in the same trip.
+
+        WAIT is for what this connection has written itself. (Of one that has only read, Redis 7.0 waits for all that
+        it may have seen, but Valkey 9.1 for nothing.) So it writes, whatever the request itself has done.
+        """
+        if self.durability != "replica" or line.key is None:
+            return []
+        return [("HSET", line.beside("meta"), "confirmed", 1), ("WAIT", 1, REPLICA_MS)]
+
+    def _see_confirmed(self, replies: Sequence[Any]) -> None:
+        if replies and not (isinstance(replies[-1], int) and replies[-1] >= 1):
+            problem = str(replies[-1]) if isinstance(replies[-1], Exception) else f"for {REPLICA_MS / 1000:g} s"
+            raise NotReplicated(shown(self.url), problem)
 
     def _refuse(self, replies: Sequence[Any]) -> None:
         for reply in replies:
@@ -155,16 +188,10 @@ class Blocking:
                 raise translated(self.url, reply)
 
 
-def _send(connection: Any, commands: Sequence[Command]) -> list[Any]:
-    connection.send_packed_command([b"".join([pack(command) for command in commands])])
-    return [_reply(connection) for _ in commands]
-
-
-def _reply(connection: Any) -> Any:
-    try:
-        return connection.read_response(disable_decoding=True)
-    except ResponseError as error:  # an answer too: the stream stays in step
-        return error
+def _lost(cause: Exception) -> LostReply:
+    lost = LostReply()
+    lost.__cause__ = cause
+    return lost
 
 
 def _single(args: tuple[Any, ...]) -> Steps[Any]:

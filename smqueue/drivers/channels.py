@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import redis.asyncio
+import redis.asyncio.sentinel
 
-from smqueue.drivers.connect import SOCKET_TIMEOUT_S
+from smqueue.drivers.cluster import PORT
+from smqueue.drivers.connect import CONNECT_TIMEOUT_S, one_each, plain, verification
+from smqueue.drivers.nodes import sentinels_of
 
 log = logging.getLogger("smqueue.channels")
+LOGIN = frozenset({"username", "password", "db"})
 
 
 class Channels:
@@ -24,9 +28,9 @@ class Channels:
     """
 
     def __init__(self, url: str, heard: Callable[[str, bytes], None], confirmed: Callable[[str], None]) -> None:
-        client: Any = redis.asyncio.from_url(_plain(url), socket_connect_timeout=SOCKET_TIMEOUT_S, protocol=2)
-        self._pubsub: Any = client.pubsub()
-        self._client = client
+        self._clients = _clients(url)
+        self._client = next(self._clients)
+        self._pubsub: Any = self._client.pubsub()
         self._heard, self._confirmed = heard, confirmed
         self._wanted: set[str] = set()
         self._subscribed: set[str] = set()
@@ -54,6 +58,8 @@ class Channels:
                     log.warning("channels are not heard for a moment: %s: %s", type(error).__name__, error)
                     self._subscribed.clear()
                     await self._pubsub.aclose()
+                    await self._client.aclose()
+                    self._client = next(self._clients)
                     self._pubsub = self._client.pubsub()
                     await asyncio.sleep(0.5)
         finally:
@@ -102,7 +108,18 @@ class Channels:
             self._confirmed(channel)
 
 
-def _plain(url: str) -> str:
-    if url.startswith("redis+socket://"):
-        return "unix://" + url.removeprefix("redis+socket://").replace("virtual_host=", "db=")
-    return url
+def _clients(url: str) -> Iterator[Any]:
+    """A client for each attempt: of a cluster each node in its turn, for all of them hear a plain channel."""
+    more: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "protocol": 2}
+    while True:
+        scheme, _, _ = url.partition("://")
+        if scheme.endswith("+sentinel"):
+            service, options, sentinels, theirs = sentinels_of(url)
+            login = {name: value for name, value in options.items() if name in LOGIN or name.startswith("ssl")}
+            theirs = {name: value for name, value in theirs.items() if name != "retry"}
+            yield redis.asyncio.sentinel.Sentinel(sentinels, sentinel_kwargs=theirs).master_for(
+                service, **login, **more
+            )
+            continue
+        for one in one_each(url, PORT) if scheme.endswith("+cluster") else [plain(url)]:
+            yield redis.asyncio.from_url(one, **verification(one), **more)

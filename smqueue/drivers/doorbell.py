@@ -1,17 +1,21 @@
-"""Waiting for a doorbell: a plain pub/sub channel that only says "look again"."""
+"""Waiting for a doorbell: a sharded pub/sub channel that only says "look again".
+
+Sharded, because a plain channel of a cluster is told to all of its nodes; on a single server there is no difference.
+"""
 
 from __future__ import annotations
 
+import math
+import selectors
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import redis
-
-from smqueue.drivers.connect import LOST, pool_of
+from smqueue.drivers.connect import ELSEWHERE, LOST, exchange, translated
 from smqueue.drivers.driver import Driver
-from smqueue.errors import AwaitTimeout
+from smqueue.drivers.nodes import Node, Nodes
+from smqueue.errors import AwaitTimeout, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -23,14 +27,13 @@ class Doorbell:
     """A subscription, made when it is entered; whoever looks afterwards misses nothing.
 
     Args:
-        url: Of the server.
-        channels: Whose rings count; all or none end with ``*``, which stands for anything.
+        nodes: The servers.
+        channels: Whose rings count.
     """
 
-    def __init__(self, url: str, *channels: str) -> None:
-        self._client = redis.Redis(connection_pool=pool_of(url))
-        self._channels = channels
-        self._pubsub: Any = None
+    def __init__(self, nodes: Nodes, *channels: str) -> None:
+        self._nodes, self._channels = nodes, channels
+        self._connections: list[Any] = []
 
     def __enter__(self) -> Self:
         self._subscribe()
@@ -42,11 +45,10 @@ class Doorbell:
         self.close()
 
     def close(self) -> None:
-        """Give the connection back."""
-        if self._pubsub is not None:
-            self._pubsub.close()
-            self._pubsub = None
-        self._client.connection_pool.disconnect()
+        """Hang up."""
+        for connection in self._connections:
+            connection.disconnect()
+        self._connections = []
 
     def clock(self) -> float:
         """Seconds by the clock that ``wait`` goes by."""
@@ -56,31 +58,61 @@ class Doorbell:
         """Until it rings, or for ``seconds``; several rings count as one."""
         until = time.monotonic() + min(seconds, LONGEST_S)
         try:
-            if self._pubsub is None:
+            if not self._connections:
                 self._subscribe()
-                return  # what rang meanwhile went unheard: look
-            pubsub = self._pubsub
-            while (left := until - time.monotonic()) > 0:
-                if pubsub.get_message(ignore_subscribe_messages=True, timeout=left) is not None:
-                    break
-            while pubsub.get_message(ignore_subscribe_messages=True, timeout=0) is not None:
-                pass
+                if self._connections:
+                    return  # what rang meanwhile went unheard: look
+            for connection in self._ringing(until - time.monotonic()):
+                while connection.can_read(timeout=0):
+                    said: Any = connection.read_response(disable_decoding=True)
+                    if said[0] == b"sunsubscribe":  # the channel's slot has moved to another node
+                        self._lose()
+                        return
         except LOST:
-            self._pubsub = None
+            self._lose()
+        if not self._connections:
             time.sleep(max(0.0, min(0.2, until - time.monotonic())))
 
+    def _lose(self) -> None:
+        self.close()
+        self._nodes.look_again()
+
+    def _ringing(self, seconds: float) -> Sequence[Any]:
+        """Those with something to read, within so many seconds."""
+        found = [connection for connection in self._connections if connection.can_read(timeout=0)]
+        if found or not self._connections:
+            return found
+        with selectors.DefaultSelector() as selector:
+            for connection in self._connections:
+                selector.register(connection._sock, selectors.EVENT_READ, connection)
+            return [key.data for key, _ in selector.select(max(0.0, seconds))]
+
     def _subscribe(self) -> None:
-        """Subscribe and see it confirmed."""
-        pubsub: Any = self._client.pubsub()
+        """Subscribe and see it confirmed; not when there is no answer.
+
+        Raises:
+            StoreRefused: The user may not.
+        """
         try:
-            pattern = any(channel.endswith("*") for channel in self._channels)
-            (pubsub.psubscribe if pattern else pubsub.subscribe)(*self._channels)
-            for _ in self._channels:
-                pubsub.get_message(timeout=5.0)
-        except LOST:
-            pubsub.close()
-            return
-        self._pubsub = pubsub
+            found: dict[Node, list[str]] = {}
+            for channel in self._channels:
+                found.setdefault(self._nodes.node(channel), []).append(channel)
+            for node, channels in found.items():
+                connection = node.apart()
+                self._connections.append(connection)
+                connection.connect()
+                for channel in channels:
+                    _see_confirmed(connection, channel, node.url)
+        except (*LOST, *ELSEWHERE, StoreUnavailable):
+            self._lose()
+
+
+def _see_confirmed(connection: Any, channel: str, url: str) -> None:
+    (said,) = exchange(connection, [("SSUBSCRIBE", channel)])
+    while not isinstance(said, list) or said[0] != b"ssubscribe":  # another channel's ring may come first
+        if isinstance(said, Exception):
+            raise translated(url, said)
+        said = connection.read_response(disable_decoding=True)
 
 
 def wait_for(driver: Driver, channel: str, look: Callable[[], T | None], seconds: float | None, what: str) -> T:
@@ -94,7 +126,7 @@ def wait_for(driver: Driver, channel: str, look: Callable[[], T | None], seconds
     with driver.doorbell(channel) as bell:
         until = None if seconds is None else bell.clock() + seconds
         while (found := look()) is None:
-            left = 2.0 if until is None else until - bell.clock()
+            left = math.inf if until is None else until - bell.clock()
             if left <= 0:
                 raise AwaitTimeout(what, seconds)
             bell.wait(left)

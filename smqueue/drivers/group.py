@@ -16,7 +16,7 @@ from smqueue.roundtrip import Commit, Pause, Read, RoundTrip, Run, Steps
 T = TypeVar("T")
 Ready = list[tuple[Run[T], Commit]]
 
-KEYLESS = frozenset({"TIME", "PUBLISH"})
+KEYLESS = frozenset({"TIME", "PUBLISH", "SPUBLISH"})
 INCREMENTS = frozenset({"INCRBY", "HINCRBY"})
 
 

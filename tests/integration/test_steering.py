@@ -323,7 +323,9 @@ def test_cancel_tells_those_who_wait(local: Local) -> None:
     ]
     for thread in threads:
         thread.start()
-    local.until(lambda: sum(local.redis.pubsub_numsub(local.keys().bell("op"))[0][1:]) == 2, "both to have subscribed")
+    local.until(
+        lambda: sum(local.redis.pubsub_shardnumsub(local.keys().bell("op"))[0][1:]) == 2, "both to have subscribed"
+    )
     local.executor.cancel("op", "enough")
     for thread in threads:
         thread.join(20)

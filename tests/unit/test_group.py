@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from smqueue.drivers.group import group
@@ -33,3 +35,36 @@ def test_a_lost_reply_spoils_the_looks_of_all() -> None:
     with pytest.raises(StopIteration) as ended:
         steps.throw(LostReply())
     assert [run.result() for run in ended.value.value] == ["must look again", "lost"]
+
+
+def patient() -> Steps[int]:
+    """Looks and commits until it has; returns how often it looked."""
+    for looks in range(1, 9):
+        yield Read(("a",), (("GET", "a"),))
+        if (yield Commit((("SET", "b", "1"),))) is not None:
+            return looks
+    return 0
+
+
+def test_after_a_second_failure_each_is_tried_alone() -> None:
+    """One foreign write in each round must not hold up all the members of a group: a second EXEC that fails is the last
+    that they share."""
+    sizes: list[int] = []
+    runs = ended(group([patient(), patient(), patient()]), sizes)
+    assert sizes == [3, 3, 1, 1, 1]
+    assert [run.result() for run in runs] == [3, 3, 3]
+
+
+def ended(steps: Steps[Any], sizes: list[int]) -> Any:
+    """Answer a group to its end; its first two commits conflict. Notes how many commands each had."""
+    answer: Any = None
+    while True:
+        try:
+            request = steps.send(answer)
+        except StopIteration as end:
+            return end.value
+        assert isinstance(request, Read | Commit)
+        answer = [None] * len(request.commands)
+        if isinstance(request, Commit):
+            sizes.append(len(request.commands))
+            answer = None if len(sizes) <= 2 else answer
