@@ -3,16 +3,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pytest-xdist workers: the suite mostly waits for servers and workers, so more than the cores help.
 JOBS ?= 4
+BACKEND ?= valkey
+# Of the chaos suite: how long faults hit, of which seed, and the server's appendfsync (always or everysec).
+MINUTES ?= 10
+SEED ?= 1
+FSYNC ?= always
+RUNS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check
+.PHONY: contract help venv demo test check chaos fuzz
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(BIN)/smqueue: pyproject.toml
+$(BIN)/smqueue: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
 	@touch $@
 
 venv: $(BIN)/smqueue  ## make .venv with every extra
@@ -23,9 +29,18 @@ demo: venv  ## run the demonstration on an embedded server
 test: venv  ## run the whole suite, in parallel
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
+contract: venv  ## the contract suite on one deployment: BACKEND=valkey, redis, cluster, rabbitmq or memory
+	$(BIN)/python -m pytest tests/contract --backend $(BACKEND) $(ARGS)
+
 check: venv  ## lint, format, types, layers, promises without a test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python tests/promises.py
+
+chaos: venv  ## real processes under faults: MINUTES=10 SEED=1 FSYNC=always
+	$(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) --seed $(SEED) --fsync $(FSYNC) $(ARGS)
+
+fuzz: venv  ## coverage-guided fuzzing of what reads Redis and JSON: RUNS=1000000
+	$(BIN)/python -m tests.fuzz.parsers -runs=$(RUNS)

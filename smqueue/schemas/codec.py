@@ -12,6 +12,7 @@ from smqueue.schemas.explicit import Explicit
 from smqueue.schemas.problem import JsonValue, ValidationProblem
 from smqueue.schemas.records import Record, RecordSchema
 from smqueue.schemas.scalars import Strict
+from smqueue.schemas.secrets import Cover, hidden
 
 T = TypeVar("T")
 
@@ -75,7 +76,11 @@ class Codec(Generic[T]):
 
     def redact(self, data: JsonValue) -> JsonValue:
         """A copy of dumped data with its secrets replaced by ``***``; see ``redact``."""
-        return self._field.redact(data) if self.secret_fields else data
+        return self.veil(data, hidden)
+
+    def veil(self, data: JsonValue, cover: Cover) -> JsonValue:
+        """A copy of dumped data with each of its secrets replaced by what ``cover`` returns for it."""
+        return self._field.veil(data, cover) if self.secret_fields else data
 
     def _run(self, convert: Any, value: Any) -> Any:
         try:

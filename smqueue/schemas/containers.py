@@ -9,7 +9,7 @@ from typing import Any
 
 from smqueue.schemas.problem import JsonValue, ValidationProblem, refusal
 from smqueue.schemas.scalars import Strict, integer, number, text
-from smqueue.schemas.secrets import HIDDEN
+from smqueue.schemas.secrets import Cover, Path
 
 MAX_DEPTH = 100  # of free JSON; json's own encoder gives up near Python's recursion limit
 
@@ -42,8 +42,10 @@ class Items(Strict):
             raise problem.under(len(converted)) from None
         return converted
 
-    def redact(self, data: JsonValue) -> JsonValue:
-        return [self.item.redact(item) for item in data] if isinstance(data, list) else HIDDEN
+    def veil(self, data: JsonValue, cover: Cover, path: Path = ()) -> JsonValue:
+        if not isinstance(data, list):
+            return cover(data, path)
+        return [self.item.veil(item, cover, (*path, str(index))) for index, item in enumerate(data)]
 
     def secrets(self, within: frozenset[type]) -> Iterator[str]:
         yield from _below("*", self.item, within)
@@ -79,10 +81,11 @@ class Fixed(Strict):
             raise problem.under(len(converted)) from None
         return converted
 
-    def redact(self, data: JsonValue) -> JsonValue:
+    def veil(self, data: JsonValue, cover: Cover, path: Path = ()) -> JsonValue:
         if not isinstance(data, list) or len(data) != len(self.items):
-            return HIDDEN
-        return [field.redact(item) for field, item in zip(self.items, data, strict=True)]
+            return cover(data, path)
+        pairs = zip(self.items, data, strict=True)
+        return [field.veil(item, cover, (*path, str(index))) for index, (field, item) in enumerate(pairs)]
 
     def secrets(self, within: frozenset[type]) -> Iterator[str]:
         for index, item in enumerate(self.items):
@@ -117,8 +120,10 @@ class Entries(Strict):
                 raise problem.under(name) from None
         return converted
 
-    def redact(self, data: JsonValue) -> JsonValue:
-        return {key: self.item.redact(item) for key, item in data.items()} if isinstance(data, dict) else HIDDEN
+    def veil(self, data: JsonValue, cover: Cover, path: Path = ()) -> JsonValue:
+        if not isinstance(data, dict):
+            return cover(data, path)
+        return {key: self.item.veil(item, cover, (*path, key)) for key, item in data.items()}
 
     def secrets(self, within: frozenset[type]) -> Iterator[str]:
         yield from _below("*", self.item, within)
@@ -137,8 +142,8 @@ class Nullable(Strict):
     def decode(self, data: Any) -> Any:
         return None if data is None else self.item.decode(data)
 
-    def redact(self, data: JsonValue) -> JsonValue:
-        return None if data is None else self.item.redact(data)
+    def veil(self, data: JsonValue, cover: Cover, path: Path = ()) -> JsonValue:
+        return None if data is None else self.item.veil(data, cover, path)
 
     def secrets(self, within: frozenset[type]) -> Iterator[str]:
         return self.item.secrets(within)
@@ -171,10 +176,14 @@ class Tagged(Strict):
         except ValidationProblem as problem:
             raise problem.under(tag) from None
 
-    def redact(self, data: JsonValue) -> JsonValue:
+    def veil(self, data: JsonValue, cover: Cover, path: Path = ()) -> JsonValue:
         if not isinstance(data, dict):
-            return HIDDEN
-        return {tag: self.tags[tag].redact(inner) if tag in self.tags else HIDDEN for tag, inner in data.items()}
+            return cover(data, path)
+        veiled: dict[str, JsonValue] = {}
+        for tag, inner in data.items():
+            below = (*path, tag)
+            veiled[tag] = self.tags[tag].veil(inner, cover, below) if tag in self.tags else cover(inner, below)
+        return veiled
 
     def secrets(self, within: frozenset[type]) -> Iterator[str]:
         for tag, item in self.tags.items():
@@ -182,7 +191,7 @@ class Tagged(Strict):
 
 
 class Hidden(Strict):
-    """``Annotated[T, Secret]``: stored as T, never shown."""
+    """``Annotated[T, Secret]``: dumped as T, never shown."""
 
     def __init__(self, item: Strict) -> None:
         super().__init__(allow_none=item.allow_none)
@@ -203,8 +212,8 @@ class Hidden(Strict):
             found = problem.problem
         raise ValidationProblem("", found)  # without the path below: keys of a secret dict are secret too
 
-    def redact(self, data: JsonValue) -> JsonValue:
-        return HIDDEN
+    def veil(self, data: JsonValue, cover: Cover, path: Path = ()) -> JsonValue:
+        return cover(data, path)
 
     def secrets(self, within: frozenset[type]) -> Iterator[str]:
         yield ""

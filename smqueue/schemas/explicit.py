@@ -17,7 +17,7 @@ from smqueue.schemas.containers import json_ready
 from smqueue.schemas.problem import JsonValue, ValidationProblem, refusal
 from smqueue.schemas.records import build
 from smqueue.schemas.scalars import Strict
-from smqueue.schemas.secrets import covers, hide
+from smqueue.schemas.secrets import Cover, Path, cover_at, covers
 
 _OURS = {"Missing data for required field.": "missing", "Unknown field.": "unknown field"}
 
@@ -100,9 +100,9 @@ class Explicit(Strict):
     def _same(loaded: Any, value: Any) -> bool:
         return type(loaded) is type(value) and bool(loaded == value)
 
-    def redact(self, data: JsonValue) -> JsonValue:
-        for path in self.secret_paths:
-            data = hide(data, path.split("."))
+    def veil(self, data: JsonValue, cover: Cover, path: Path = ()) -> JsonValue:
+        for secret in sorted(self.secret_paths, key=lambda one: one.count(".")):  # the outermost first
+            data = cover_at(data, secret.split(".") if secret else [], cover, path)
         return data
 
     def secrets(self, within: frozenset[type]) -> Iterator[str]:

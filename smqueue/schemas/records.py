@@ -11,7 +11,7 @@ from marshmallow import RAISE, Schema
 
 from smqueue.schemas.problem import JsonValue, ValidationProblem, refusal
 from smqueue.schemas.scalars import Strict
-from smqueue.schemas.secrets import HIDDEN
+from smqueue.schemas.secrets import Cover, Path
 
 _MISSING = object()
 
@@ -61,10 +61,14 @@ class Record(Strict):
             raise problem.under(name) from None
         return build(self.record, values)
 
-    def redact(self, data: JsonValue) -> JsonValue:
+    def veil(self, data: JsonValue, cover: Cover, path: Path = ()) -> JsonValue:
         if not isinstance(data, dict):
-            return HIDDEN
-        return {key: self.members[key].redact(item) if key in self.members else HIDDEN for key, item in data.items()}
+            return cover(data, path)
+        veiled: dict[str, JsonValue] = {}
+        for key, item in data.items():
+            below = (*path, key)
+            veiled[key] = self.members[key].veil(item, cover, below) if key in self.members else cover(item, below)
+        return veiled
 
     def secrets(self, within: frozenset[type]) -> Iterator[str]:
         if self.record in within:  # its paths have no end; redact() follows them all the same

@@ -25,6 +25,7 @@ from typing import Any
 from marshmallow import fields
 
 from smqueue.schemas.problem import JsonValue, ValidationProblem, refusal
+from smqueue.schemas.secrets import Cover, Path
 
 MAX_INT_BITS = 14_000  # Python refuses to print integers of more than 4,300 digits, which json would run into
 PLAIN_DECIMAL_DIGITS = 64  # 1E+999999 written out would be a megabyte
@@ -58,8 +59,8 @@ class Strict(fields.Field[Any], ABC):
     def decode(self, data: Any) -> Any:
         """The value of ``data``; raises ``ValidationProblem``."""
 
-    def redact(self, data: JsonValue) -> JsonValue:
-        """``data`` with its secrets hidden."""
+    def veil(self, data: JsonValue, cover: Cover, path: Path = ()) -> JsonValue:
+        """``data``, which stand at ``path``, with secrets covered; also what may hold one, not being of its form."""
         return data
 
     def secrets(self, within: frozenset[type]) -> Iterator[str]:

@@ -1,20 +1,37 @@
-"""Which fields must not be shown, and how their values are hidden."""
+"""Which fields must not be shown, and how their values are covered: hidden, or replaced by ciphertext."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from smqueue.schemas.problem import JsonValue
 
 HIDDEN = "***"
 
+Path = tuple[str, ...]
+"""The steps to a value within data; of an item of a list its index."""
+Cover = Callable[[JsonValue, Path], JsonValue]
+"""What stands in the place of a secret, given the secret and where it is."""
+
 
 class Secret:
     """Marks a field that must not be shown: ``token: Annotated[str, Secret]``.
 
-    It is stored as it is, and shown as ``***`` by listings, ``explain``, logs and the ``repr`` of a state.
+    It is shown as ``***`` by listings, ``explain``, logs and the ``repr`` of a state. It is stored as it is, unless the
+    executor was given a codec by ``ExecutorBuilder.with_secrets``: then it is stored encrypted.
     """
+
+
+class Token(str):
+    """A ciphertext in the place of a secret."""
+
+    __slots__ = ()
+
+
+def hidden(_secret: JsonValue, _path: Path) -> JsonValue:
+    """Covers a secret by ``***``."""
+    return HIDDEN
 
 
 def is_secret(metadata: Iterable[Any]) -> bool:
@@ -22,16 +39,23 @@ def is_secret(metadata: Iterable[Any]) -> bool:
     return any(mark is Secret or isinstance(mark, Secret) for mark in metadata)
 
 
-def hide(data: JsonValue, path: list[str]) -> JsonValue:
-    """A copy of ``data`` with what stands at ``path`` hidden; ``*`` in the path is every item."""
-    if not path:
-        return HIDDEN
-    step, rest = path[0], path[1:]
+def cover_at(data: JsonValue, steps: list[str], cover: Cover, path: Path = ()) -> JsonValue:
+    """A copy of ``data`` with what stands at ``steps`` covered; ``*`` among them is every item."""
+    if isinstance(data, Token):  # an overlapping path has been there
+        return data
+    if not steps:
+        return cover(data, path)
+    step, rest = steps[0], steps[1:]
     if isinstance(data, list):
-        return [hide(item, rest) if step in ("*", str(index)) else item for index, item in enumerate(data)]
+        return [
+            cover_at(item, rest, cover, (*path, str(index))) if step in ("*", str(index)) else item
+            for index, item in enumerate(data)
+        ]
     if isinstance(data, dict):
-        return {key: hide(item, rest) if step in ("*", key) else item for key, item in data.items()}
-    return HIDDEN if data is not None else None  # garbage where a container of secrets belongs
+        return {
+            key: cover_at(item, rest, cover, (*path, key)) if step in ("*", key) else item for key, item in data.items()
+        }
+    return cover(data, path) if data is not None else None  # garbage where a container of secrets belongs
 
 
 def covers(secret: str, field: str) -> bool:
