@@ -39,8 +39,7 @@ class Scripts:
 
     def evaluate(self, text: str, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
         """Run a script; an error reply is a value."""
-        if self._runtime is None:
-            self._start()
+        self.start()
         runtime: Any = self._runtime
         known = self._compiled.get(text)
         if known is None:
@@ -52,7 +51,14 @@ class Scripts:
             return ReplyError(f"ERR {error}")
         return self._reply(reply)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start Lua, unless it has been.
+
+        Raises:
+            MissingExtra: It is not installed.
+        """
+        if self._runtime is not None:
+            return
         runtime = self._runtime = _lua().LuaRuntime(encoding=None, unpack_returned_tuples=False)
         self._redis = runtime.table_from({b"call": self._call, b"pcall": self._pcall})
         self._cjson = runtime.table_from({b"decode": self._decode, b"encode": self._encode})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, TypeVar
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
-from smqueue.errors import StoreRefused, StoreUnavailable
+from smqueue.errors import NothingHappens, StoreRefused, StoreUnavailable
 from smqueue.roundtrip import Arg, Call, Commit, LostReply, Pause, Read, RoundTrip, Run, Steps
 from smqueue.testing.store import Store
 from smqueue.testing.values import ReplyError
@@ -57,6 +59,36 @@ class Connection:
             self.dirty = True
 
 
+class Doorbell:
+    """Waits by letting virtual time pass."""
+
+    def __init__(self, driver: Memory) -> None:
+        self._driver = driver
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass until something has happened, or for ``seconds``.
+
+        Raises:
+            NothingHappens: For ever, and there is nothing that could ever happen.
+        """
+        self._driver.pass_time(seconds)
+
+    def clock(self) -> float:
+        """Seconds of virtual time."""
+        return self._driver.store.now_us / 1_000_000
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
 class Memory:
     """Runs protocols, one at a time; safe to share between threads.
 
@@ -68,6 +100,8 @@ class Memory:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.pass_time: Callable[[float], None] = self._advance
+        """What a doorbell does to wait for so many seconds, perhaps ``inf``: whoever has machines to run sets it."""
         self._lock = threading.RLock()
 
     def run(self, steps: Steps[T]) -> T:
@@ -102,8 +136,17 @@ class Memory:
             raise StoreRefused(URL, str(reply))
         return reply
 
+    def doorbell(self, *_: str) -> Doorbell:
+        """A doorbell for any channels: whatever happens, it rings, and all that wait look again."""
+        return Doorbell(self)
+
     def close(self) -> None:
         """Nothing to close."""
+
+    def _advance(self, seconds: float) -> None:
+        if seconds == float("inf"):
+            raise NothingHappens("nothing here runs any machines")
+        self.store.advance(round(seconds * 1_000_000))
 
     def _trip(self, connection: Connection, request: RoundTrip) -> Any:
         return connection.trip(request)

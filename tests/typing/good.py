@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, assert_type
 
 from smqueue import (
     Context,
+    Delivery,
     Edge,
+    Executor,
     Failed,
     Finding,
     Module,
@@ -32,6 +34,16 @@ from smqueue import (
     task,
     triggers,
     wait,
+)
+from smqueue.testing import (
+    Counterexample,
+    Explored,
+    FakeTransaction,
+    LocalExecutor,
+    SentSignal,
+    SentTask,
+    World,
+    explore,
 )
 
 if TYPE_CHECKING:
@@ -313,3 +325,52 @@ def matched(state: State) -> str:
             return parcel
         case _:
             return ""
+
+
+# --- smqueue.testing
+
+
+def test_of_a_handler() -> None:
+    tx = FakeTransaction({"shelves": 3, "map": {"x": 1}}, shared={"all": {"a"}}, module=depot)
+    assert give_up(tx, Sorting("p", 1), None, Context(Depot("Bern"), None, "op", "machine")) == Returned(parcel="p")
+    assert tx.data("shelves") == "3"
+    assert_type(tx.get("shelves"), str | None)
+    spawned: Sequence[StateMachine] = tx.spawned
+    tasks: Sequence[SentTask] = tx.tasks
+    signals: Sequence[SentSignal] = tx.signals
+    assert not spawned and not tasks and not signals
+
+
+def test_of_a_machine() -> None:
+    local = LocalExecutor(depot, {"plain": plain}, contexts={"depot": Depot("Bern")}, start=datetime(2026, 1, 1, tzinfo=UTC))
+    executor: Executor = local
+    executor.add_state_machines([machine])
+    local.advance(minutes=31)
+    local.advance(timedelta(days=1), seconds=3)
+    local.run_until_idle()
+    assert_type(local.signal("parcel-1", arrival, Scan(1)), Delivery)
+    assert_type(local.complete(arrival, Scan(1), "parcel-1"), bool)
+    local.complete(give_up)
+    local.complete("Sorting/patience", machine="id")
+    assert_type(local.publish("news", {"plain": 1}), int)
+    assert_type(local.now, datetime)
+    states: Sequence[State] = local.states("parcel-1")
+    assert states
+
+
+def test_of_every_order() -> None:
+    def scenario(world: World) -> None:
+        world.add("parcel-1", Sorting("p", 1))
+        world.signal("parcel-1", arrival, Scan(1))
+        world.complete(give_up, None, "parcel-1")
+        world.may("it is cancelled", lambda executor: executor.cancel("parcel-1"))
+        world.always(lambda w: matched(w.states("parcel-1")[0]))
+        world.after_all(ended)
+
+    def ended(world: World) -> None:
+        assert not world.executor.has_active_states("parcel-1")
+
+    try:
+        assert_type(explore([depot, plain], scenario, context=lambda: Depot("Bern"), max_runs=10), Explored)
+    except Counterexample as found:
+        assert_type(found.story, list[str])

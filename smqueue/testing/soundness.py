@@ -1,0 +1,124 @@
+"""What ``explore`` checks by itself: no machine is lost, none takes a step twice, none is set aside, and handlers
+decide the same when they are run again."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+from smqueue.buffer import NeedRead
+from smqueue.errors import error_text
+from smqueue.executor import Executor
+from smqueue.handlers import Handler
+from smqueue.instances import Instances
+from smqueue.keys import Keys, decode, digest
+from smqueue.records import Active, Machine, Placed
+from smqueue.roundtrip import text
+from smqueue.states import Context, State
+from smqueue.transaction import Transaction
+
+
+class Unsound(AssertionError):
+    """Something that must never be."""
+
+
+class Decisions:
+    """What handlers have decided, in words; and whether they decide the same again."""
+
+    def __init__(self, instances: Instances) -> None:
+        self._apply, self.story = instances.apply, list[str]()
+        self._made: dict[tuple[str, ...], tuple[object, ...]] = {}
+        self._problem = ""
+        instances.apply = self._applied
+
+    def check(self) -> None:
+        """Raises Unsound when a handler was run again with all the same, and has decided otherwise."""
+        if self._problem:
+            raise Unsound(self._problem)
+
+    def _applied(
+        self, handler: Handler, tx: Transaction, placed: Placed, outcome: Any, context: Context[Any, Any]
+    ) -> State | None:
+        try:
+            result = self._apply(handler, tx, placed, outcome, context)
+        except NeedRead:
+            raise  # it is run again with what it wants to read
+        except Exception as error:
+            self.story.append(f"{handler.name} of {placed.op} raises {error_text(error)}")
+            raise
+        came = f"{placed.op} goes to {result}" if result is not None else f"{placed.op} stays in {placed.state}"
+        self.story.append(f"{handler.name} runs: {came}")
+        reads = sorted(repr(pair) for pair in tx.buffer.known.items())
+        given = (context.attempt_id, handler.name, repr(outcome), *reads)
+        asked = [{name: value for name, value in one.items() if name != "id"} for one in tx.requests]
+        decided = (repr(result), list(tx.buffer.writes), [one.record for one in tx.starting], asked)
+        before = self._made.setdefault(given, decided)
+        if before != decided:
+            which = next(at for at, (was, now) in enumerate(zip(before, decided, strict=True)) if was != now)
+            what = ("returned", "wrote", "started", "sent")[which]
+            self._problem = (
+                f"{handler.name} was run again with all the same, and decided otherwise: first it {what} "
+                f"{before[which]}, then {decided[which]}. A handler may depend on nothing but its arguments and what "
+                "it reads by tx, for it runs again after a crash or a conflict"
+            )
+        return result
+
+
+def operations(executor: Executor, keys: Keys) -> list[str]:
+    """All operations of a shard that have, or have had, machines."""
+    found: dict[str, None] = {}
+    for prefix in (keys.active(""), keys.inactive("")):
+        names = executor.deployment.driver.command(
+            "SCAN", 0, "MATCH", "*:" + prefix.partition("}:")[2] + "*", "COUNT", 10**6
+        )[1]
+        found |= dict.fromkeys(decode(text(name).removeprefix(prefix)) for name in names)
+    return sorted(found)
+
+
+def check_sound(executor: Executor, known: dict[str, Any], *, quarantine: bool) -> None:
+    """Look at all machines.
+
+    Args:
+        executor: Whose.
+        known: What was looked at before, to be kept for the next time.
+        quarantine: Machines may be set aside.
+
+    Raises:
+        Unsound: A machine is set aside, lost, or has taken a step twice.
+    """
+    driver = executor.deployment.driver
+    for keys in executor.deployment.all_keys():
+        aside: Any = driver.command("HGETALL", keys.quarantine)
+        if aside and not quarantine:
+            why = json.loads(aside[1])
+            raise Unsound(f"a machine of operation {why['op']} is quarantined: {why['error']}")
+        for op in operations(executor, keys):
+            looks = (driver.command("LLEN", keys.history(op)), driver.command("HGETALL", keys.active(op)))
+            if known.get(op) != looks:
+                _check_operation(executor, keys, op)
+                known[op] = looks
+
+
+def _check_operation(executor: Executor, keys: Keys, op: str) -> None:
+    driver = executor.deployment.driver
+    flat: Any = driver.command("HGETALL", keys.active(op))
+    active = {Active.parse(raw).machine: text(field) for field, raw in zip(flat[::2], flat[1::2], strict=True)}
+    steps: dict[str, list[int]] = defaultdict(list)
+    for update in executor.notifier.history(op):
+        steps[update.machine_id].append(update.step)
+        over = update.terminal or update.merged_into is not None or update.cancelled is not None
+        if over and update.machine_id in active:
+            raise Unsound(f"a machine of operation {op} has ended in {update.state}, and is active")
+        if over:
+            steps[update.machine_id].append(-1)
+    for machine, taken in steps.items():
+        numbers = [step for step in taken if step > 0]
+        if numbers != list(range(1, len(numbers) + 1)) and -1 not in taken[:-1]:
+            raise Unsound(f"a machine of operation {op} has taken the steps {numbers}")
+        if taken[-1] != -1 and machine not in active:
+            raise Unsound(f"a machine of operation {op} is lost")
+    for field in active.values():
+        raw: Any = driver.command("GET", keys.machine(digest(op, field)))
+        if raw is None or driver.command("ZSCORE", keys.schedule, Machine.parse(raw).entry) is None:
+            raise Unsound(f"a machine of operation {op} is active, and nothing will ever look at it")
