@@ -32,11 +32,11 @@ def redis_server(binary: str, directory: Path) -> Generator[str]:
     """Run ``redis-server``; yields its URL, without a database."""
     port = free_port()
     command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory), "--appendonly", "yes"]
-    with _process([*command, "--save", ""], {}, directory / "redis.log") as process:
+    with process([*command, "--save", ""], {}, directory / "redis.log") as server:
         url = f"redis://127.0.0.1:{port}"
 
         def answers() -> bool:
-            assert process.poll() is None, (directory / "redis.log").read_text()
+            assert server.poll() is None, (directory / "redis.log").read_text()
             try:
                 with redis.Redis.from_url(url) as client:
                     return bool(client.ping())
@@ -70,13 +70,13 @@ def rabbit_server(directory: Path) -> Generator[str]:
     }
     epmd = shutil.which("epmd") or "/usr/bin/epmd"  # comes with RabbitMQ's run time
     with (
-        _process([epmd, "-address", "127.0.0.1", "-port", str(names)], env, directory / "epmd.log"),
-        _process([str(RABBIT_SCRIPTS / "rabbitmq-server")], env, directory / "rabbit.log") as process,
+        process([epmd, "-address", "127.0.0.1", "-port", str(names)], env, directory / "epmd.log"),
+        process([str(RABBIT_SCRIPTS / "rabbitmq-server")], env, directory / "rabbit.log") as server,
     ):
         url = f"amqp://guest:guest@127.0.0.1:{port}//"
 
         def answers() -> bool:
-            assert process.poll() is None, (directory / "rabbit.log").read_text()
+            assert server.poll() is None, (directory / "rabbit.log").read_text()
             try:
                 with kombu.Connection(url, connect_timeout=2) as connection:
                     connection.connect()
@@ -89,7 +89,7 @@ def rabbit_server(directory: Path) -> Generator[str]:
 
 
 @contextmanager
-def _process(command: list[str], env: dict[str, str], log: Path) -> Generator[subprocess.Popen[bytes]]:
+def process(command: list[str], env: dict[str, str], log: Path) -> Generator[subprocess.Popen[bytes]]:
     """Run a process in a session of its own; at the end it is stopped, with all that it has started."""
     with log.open("wb") as out:
         process = subprocess.Popen(

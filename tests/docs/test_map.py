@@ -1,17 +1,21 @@
-"""What ARCHITECTURE.md names is there: each file, each function in it, each test."""
+"""What the pages name is there: each file, each function in it, each test."""
 
 from __future__ import annotations
 
 import ast
 import re
 from functools import cache
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.docs.pages import PAGES, ROOT
 
-REFERENCE = re.compile(r"`((?:smqueue|tests|workers|examples)/[\w/.]+\.(?:py|lua))(?::([\w.]+))?`")
+REFERENCE = re.compile(
+    r"`((?:smqueue|tests|workers|examples)/[\w/.]+\.(?:py|lua)|celeryconfig\.py|pyproject\.toml)(?::([\w.]+))?`"
+)
 FOLDER = re.compile(r"`((?:smqueue|tests|workers|examples)/[\w/]*)`")
 
 
@@ -47,27 +51,50 @@ def _missing(text: str) -> list[str]:
     return missing + [name for name in FOLDER.findall(text) if not (ROOT / name).is_dir()]
 
 
-def _map() -> list[list[str]]:
-    """The cells of the table at the top of ARCHITECTURE.md, without its head."""
-    table = (ROOT / "ARCHITECTURE.md").read_text().partition("\n| step |")[2].partition("\n\n")[0]
-    rows = [line.strip("|").split("|") for line in table.splitlines()[2:]]
-    return [[cell.strip() for cell in row] for row in rows]
+def _tables(page: str) -> list[list[list[str]]]:
+    """The cells of all tables of a page, the head's first."""
+    lines = (ROOT / page).read_text().splitlines()
+    found = [list(rows) for is_row, rows in groupby(lines, lambda line: line.startswith("|")) if is_row]
+    return [[_cells(row) for row in (table[0], *table[2:])] for table in found]
+
+
+def _cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def _rows(table: list[list[str]]) -> list[Any]:
+    return [pytest.param(row, id=row[0][:60]) for row in table[1:]]
+
+
+MAP = _tables("ARCHITECTURE.md")[0]
+TRAPS = _tables("docs/traps.md")
 
 
 def test_the_map_comes_first() -> None:
     """ARCHITECTURE.md opens with the map of one transition."""
-    first_table = next(line for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines() if line.startswith("|"))
-    head = ["step", "file:function", "round trips", "a crash here leaves", "healed by", "test"]
-    assert [cell.strip() for cell in first_table.strip("|").split("|")] == head
+    assert MAP[0] == ["step", "file:function", "round trips", "a crash here leaves", "healed by", "test"]
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=row[0]) for row in _map()])
+@pytest.mark.parametrize("row", _rows(MAP))
 def test_each_row_of_the_map_resolves(row: list[str]) -> None:
     """Each step names its file and function, or script, and the test that holds it; all are there."""
     _, code, trips, leaves, healed, test = row
     assert any(function for _, function in REFERENCE.findall(code))
     assert all((trips, leaves, healed))
-    assert any(name.startswith("tests/") and function for name, function in REFERENCE.findall(test))
+    assert _names_a_test(test)
+    assert _missing(" ".join(row)) == []
+
+
+def _names_a_test(cell: str) -> bool:
+    return any(name.startswith("tests/") and "test_" in function for name, function in REFERENCE.findall(cell))
+
+
+@pytest.mark.parametrize("row", [row for table in TRAPS for row in _rows(table)])
+def test_each_trap_has_a_remedy_and_a_test(row: list[str]) -> None:
+    """Each names what we do, where, and the test that fails without it; or says why there is none. All are there."""
+    trap, remedy, where, test = row
+    assert all((trap, remedy, test))
+    assert test.startswith("cannot be tested: ") or (REFERENCE.search(where) and _names_a_test(test))
     assert _missing(" ".join(row)) == []
 
 

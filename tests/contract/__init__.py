@@ -1,0 +1,1 @@
+"""What users are promised, seen through the public API alone: the same tests on every deployment."""
