@@ -24,7 +24,7 @@ from smqueue import Executor, ExecutorBuilder
 from smqueue.demo.replay import Closed, event, machine_of, replay, signals_of, trace_of
 from smqueue.demo.xes import Case, Event, read_log
 from smqueue.embedded import EmbeddedServer
-from smqueue.errors import StoreUnavailable
+from smqueue.errors import StoreRefused, StoreUnavailable
 from tests.waiting import wait_until
 from tests.workers import Worker
 
@@ -123,8 +123,8 @@ def site(*, fsync_always: bool = False, own_broker: bool = False) -> Generator[S
 class Feeder:
     """Adds cases and sends their events on a thread of its own. What was acknowledged is never sent again.
 
-    What the server did not answer is sent again under the same id, once it answers: whether it was applied is not
-    known.
+    What the server refused or did not answer is sent again under the same id, once it does: whether it was applied is
+    not known.
 
     Args:
         made: Where.
@@ -188,7 +188,7 @@ class Feeder:
 
     def _wait_for_room(self) -> None:
         while self._ahead is not None and not self._stop.is_set():
-            with contextlib.suppress(StoreUnavailable):
+            with contextlib.suppress(StoreUnavailable, StoreRefused):
                 if self._site.active() <= self._ahead:
                     return
             self._stop.wait(0.01)
@@ -197,7 +197,7 @@ class Feeder:
         while not self._stop.is_set():
             try:
                 send()
-            except StoreUnavailable:
+            except (StoreUnavailable, StoreRefused):
                 self.unanswered += 1
                 self._stop.wait(0.02)
             else:

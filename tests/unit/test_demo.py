@@ -36,7 +36,7 @@ from smqueue.demo.machines import (
 from smqueue.demo.plan import KINDS, PATIENT, PlannedOrder, expected, make_plan
 from smqueue.demo.replay import Closed, Happened, Misplaced, Ticket, machine_of, moved, replay, signals_of, trace_of
 from smqueue.demo.xes import Case, Event
-from tests.fake_transaction import FakeTransaction
+from smqueue.testing import FakeTransaction, SentTask
 
 CONTEXT: Context[Any, Any] = Context(None, None, "order-1", "machine-1")
 
@@ -48,67 +48,71 @@ def test_machines_are_sound(module: Module[Any]) -> None:
 
 
 @pytest.fixture
-def tx() -> Any:
-    """A transaction, typed loosely: handlers take the real one."""
+def tx() -> FakeTransaction:
+    """The transaction of the handlers of one test."""
     return FakeTransaction()
 
 
 # --- orders ----------------------------------------------------------------------------------------------------------
 
 
-def test_payments_add_up(tx: Any) -> None:
+def test_payments_add_up(tx: FakeTransaction) -> None:
     """A part keeps the order waiting and is counted; the rest ships it, with its parcel and nothing else."""
     order = Awaiting("order-1", 100, PATIENT, label=True)
     assert paid(tx, order, Payment(60), CONTEXT) is None
-    assert tx.strings == {"paid:order-1": "60"}
+    assert tx.data("paid:order-1") == "60"
+    tx.commit()
     assert paid(tx, order, Payment(40), CONTEXT) == Shipped("order-1")
-    assert (tx.states, tx.tasks) == ([Packed("order-1", pickup=False)], [("labels.print", ["order-1"])])
-    assert (tx.strings, tx.counted) == ({}, {"revenue": 100})
+    assert (tx.states, tx.tasks) == ([Packed("order-1", pickup=False)], [SentTask("labels.print", ("order-1",))])
+    assert (tx.data("paid:order-1"), tx.data("revenue")) == (None, "100")
 
 
-def test_too_much_goes_back(tx: Any) -> None:
+def test_too_much_goes_back(tx: FakeTransaction) -> None:
     """Of an order that is overpaid the parcel and the refund start in one transition."""
     assert paid(tx, Awaiting("order-1", 100, PATIENT, pickup=True), Payment(130), CONTEXT) == Shipped("order-1")
     assert tx.states == [Packed("order-1", pickup=True), Refunding("order-1", 30)]
     assert not tx.tasks
 
 
-def test_too_little_goes_back(tx: Any) -> None:
+def test_too_little_goes_back(tx: FakeTransaction) -> None:
     """An order that expires gives back what it received; one that received nothing starts no refund."""
     order = Awaiting("order-1", 100, PATIENT)
     assert expired(tx, order, None, CONTEXT) == Cancelled("order-1", "unpaid")
     assert tx.states == []
     paid(tx, order, Payment(60), CONTEXT)
+    tx.commit()
     assert expired(tx, order, None, CONTEXT) == Cancelled("order-1", "unpaid")
-    assert (tx.states, tx.strings) == ([Refunding("order-1", 60)], {})
+    assert (tx.states, tx.data("paid:order-1")) == ([Refunding("order-1", 60)], None)
 
 
-def test_the_bank_books_at_its_look(tx: Any) -> None:
+def test_the_bank_books_at_its_look(tx: FakeTransaction) -> None:
     """A transfer counts at the look that the order says; an order without one is never settled."""
     order = Awaiting("order-1", 100, PATIENT, bank_polls=3)
     transfer = look_at_bank(order, CONTEXT)
     assert transfer == Transfer(100)
-    assert [settled(tx, order, transfer, CONTEXT) for _ in range(3)] == [None, None, Shipped("order-1")]
-    assert (tx.strings, tx.counted) == ({}, {"revenue": 100})
+    for came in (None, None, Shipped("order-1")):
+        assert settled(tx, order, transfer, CONTEXT) == came
+        tx.commit()
+    assert tx.data("revenue") == "100"
     without = Awaiting("order-1", 100, PATIENT)
     assert look_at_bank(without, CONTEXT) is None
     assert between_looks(without) > between_looks(order)
 
 
-def test_parcels_go_their_way(tx: Any) -> None:
+def test_parcels_go_their_way(tx: FakeTransaction) -> None:
     """A parcel leaves for the road or for the counter."""
     assert handed_over(tx, Packed("order-1", pickup=True), None) == AtCounter("order-1")
     assert handed_over(tx, Packed("order-1", pickup=False), None) == OnTheRoad("order-1")
     assert {edge.target for edge in parcels.graph().edges if edge.source == "OnTheRoad"} == {Delivered.__name__}
 
 
-def test_refunds_end(tx: Any) -> None:
+def test_refunds_end(tx: FakeTransaction) -> None:
     """A refund counts what it paid back; one that the bank did not take says why and counts nothing."""
     refund = Refunding("order-1", 30)
     assert paid_back(tx, refund, Failed("ConnectionError: bank", 5)) == RefundFailed("order-1", "ConnectionError: bank")
-    assert tx.counted == {}
+    assert tx.untouched
     assert paid_back(tx, refund, pay_back(refund, CONTEXT)) == Refunded("order-1", "order-1/30")
-    assert tx.counted == {"refunded": 30}
+    assert tx.data("refunded") == "30"
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
@@ -133,22 +137,28 @@ def test_no_race_of_the_plan_is_left_to_luck() -> None:
 
 
 @pytest.mark.parametrize("order", make_plan(60, 5), ids=lambda order: f"{order.kind}-{order.operation_id}")
-def test_the_model_agrees_with_the_handlers(tx: Any, order: PlannedOrder) -> None:
+def test_the_model_agrees_with_the_handlers(tx: FakeTransaction, order: PlannedOrder) -> None:
     """Called one after the other, the handlers end each order, its revenue and its refund as the model says."""
     context: Context[Any, Any] = Context(None, None, order.operation_id, "machine-1")
-    ended, seen = None, set[str]()
+    ended, seen, started = None, set[str](), list[Any]()
+
+    def committed(state: Any) -> Any:
+        started.extend(tx.states)
+        tx.commit()
+        return state
+
     for signal in order.signals:
         if signal.name == "payment" and signal.id not in seen:
             assert ended is None, "a payment that no machine would take"
             assert signal.payload is not None
-            ended = paid(tx, order.state, Payment(**signal.payload), context)
+            ended = committed(paid(tx, order.state, Payment(**signal.payload), context))
         seen.add(signal.id)
     while ended is None and (transfer := look_at_bank(order.state, context)) is not None:
-        ended = settled(tx, order.state, transfer, context)
-    ended = ended or expired(tx, order.state, None, context)
+        ended = committed(settled(tx, order.state, transfer, context))
+    ended = ended or committed(expired(tx, order.state, None, context))
 
     finals: dict[str, Any] = {"orders": ended}
-    for state in tx.states:
+    for state in started:
         if isinstance(state, Packed):
             assert state.pickup == ("collected" in seen)
             finals["parcels"] = Delivered(state.order_id)
@@ -156,7 +166,7 @@ def test_the_model_agrees_with_the_handlers(tx: Any, order: PlannedOrder) -> Non
             finals["refunds"] = paid_back(tx, state, pay_back(state, context))
     wanted = expected(order)
     assert wanted.fits(finals), (finals, wanted)
-    assert (tx.counted["revenue"], tx.counted["refunded"]) == (wanted.revenue, wanted.refunded)
+    assert [int(tx.data(key) or 0) for key in ("revenue", "refunded")] == [wanted.revenue, wanted.refunded]
 
 
 def test_an_expectation_refuses_what_differs() -> None:
@@ -176,7 +186,7 @@ def test_an_expectation_refuses_what_differs() -> None:
 # --- replaying -------------------------------------------------------------------------------------------------------
 
 
-def test_a_case_is_replayed(tx: Any) -> None:
+def test_a_case_is_replayed(tx: FakeTransaction) -> None:
     """The path of a case records its trace, an activity that is repeated too; the last event closes it."""
     case = Case("c", [Event(activity, None) for activity in ("open", "wait", "wait", "close")])
     path: list[Any] = [machine_of(case).state]
