@@ -21,11 +21,15 @@ from smqueue.errors import (
     NewerRecord,
     NoDeployment,
     NoServerBinary,
+    NotDurable,
     NothingToWaitFor,
     NoTransitions,
     NotRegistered,
+    NotReplicated,
     OperationFinished,
     ReadAfterWrite,
+    SecretDamaged,
+    SecretKeyMissing,
     ServerFailed,
     SmqueueError,
     StateAlreadyExists,
@@ -53,6 +57,7 @@ from smqueue.notifier import Update
 from smqueue.protocols.signal import Delivery
 from smqueue.queries import ActiveState, InactiveState, MachineId
 from smqueue.schemas import Secret
+from smqueue.secrets import FernetCodec, SecretCodec
 from smqueue.states import Context, State, StateMachine, Transition
 from smqueue.transaction import Transaction
 from smqueue.triggers import (
@@ -89,6 +94,7 @@ __all__ = [
     "ExecutorBuilder",
     "Explanation",
     "Failed",
+    "FernetCodec",
     "Finding",
     "Graph",
     "HandlerTimeout",
@@ -106,12 +112,17 @@ __all__ = [
     "NoDeployment",
     "NoServerBinary",
     "NoTransitions",
+    "NotDurable",
     "NotRegistered",
+    "NotReplicated",
     "NothingToWaitFor",
     "OperationFinished",
     "ReadAfterWrite",
     "Retry",
     "Secret",
+    "SecretCodec",
+    "SecretDamaged",
+    "SecretKeyMissing",
     "ServerFailed",
     "Signal",
     "SmqueueError",

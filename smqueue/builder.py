@@ -13,11 +13,12 @@ from smqueue.executor import Executor
 from smqueue.instances import INBOX_LIMIT, PAYLOAD_LIMIT, Instance, Instances
 from smqueue.modules import Module
 from smqueue.places import here
+from smqueue.secrets import SecretCodec, Secrets
 from smqueue.states import check_name
 from smqueue.worker.engine import Engine
 from smqueue.worker.install import install
 from smqueue.worker.outbound import CeleryOutbound
-from smqueue.worker.settings import Given, settings_of, whole
+from smqueue.worker.settings import Given, check_durability, history_chain, settings_of, whole
 
 M = TypeVar("M")
 
@@ -27,6 +28,7 @@ class ExecutorBuilder:
 
     def __init__(self) -> None:
         self._instances: list[Instance] = []
+        self._secrets = Secrets()
 
     @overload
     def with_module(self, id: str, module: Module[None] | str, *, context: None = None) -> ExecutorBuilder: ...
@@ -56,6 +58,28 @@ class ExecutorBuilder:
         self._instances.append(instance)
         return self
 
+    def with_secrets(self, codec: SecretCodec, *, stored_plain: bool = False) -> ExecutorBuilder:
+        """Encrypt fields marked ``Secret`` before they leave the process; without this they are stored as they are.
+
+        Every process of the namespace needs it, producers too: one without it would store plain text, and leaves what
+        it cannot read to others.
+
+        Args:
+            codec: The shipped one is ``FernetCodec(keys)``.
+            stored_plain: Machines were stored before there was a codec: states are looked for in plain text too, so
+                that each is still known. This writes no plain text, but sends it, and a slow log may keep it.
+
+        Raises:
+            InvalidInput: It is no ``SecretCodec``.
+            DefinitionError: There is one already; to rotate keys give several to one codec.
+        """
+        if not isinstance(codec, SecretCodec):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput("codec", f"expected a SecretCodec, got {type(codec).__name__}")
+        if self._secrets.codec is not None:
+            raise DefinitionError("with_secrets() was called twice: give all keys to one codec", here())
+        self._secrets = Secrets(codec, stored_plain=stored_plain)
+        return self
+
     def build(
         self,
         app: Celery,
@@ -70,17 +94,22 @@ class ExecutorBuilder:
         Args:
             app: The user's Celery application; machines run in its workers.
             url: Of the Redis or Valkey that holds the state, independent of the broker; else ``smqueue_url`` of the
-                Celery configuration, else ``SMQUEUE_URL``.
+                Celery configuration, else ``SMQUEUE_URL``. One server: ``redis://[user:password@]host:port/db``,
+                ``rediss://…`` with TLS, ``unix:///path?db=0``. Sentinels:
+                ``redis+sentinel://[user:password@]host:port[,host:port…]/service?db=0``. A cluster:
+                ``redis+cluster://[user:password@]host:port[,host:port…]``; both with ``rediss+…`` too.
             namespace: Else ``smqueue_namespace``, else ``SMQUEUE_NAMESPACE``, else ``smqueue``.
             global_context: Makes ``context.global_context`` for a module id and an operation id.
-            durability: ``None``: what the server's ``appendfsync`` gives.
+            durability: What an answer promises; else ``smqueue_durability``. ``None``: what the server's
+                ``appendfsync`` gives. ``"fsync"``: it is on the server's disk, and a server that is not set so is
+                refused with ``NotDurable``. ``"replica"``: it is on a replica too; while none confirms, calls raise
+                ``NotReplicated``. ``docs/deployments.md`` has what each is worth.
 
         Raises:
-            DefinitionError: A durability that this version does not offer.
+            DefinitionError: There is no such durability.
         """
-        if durability is not None:
-            raise DefinitionError(f"durability={durability!r} is not offered yet: leave it out", "build")
-        given = Given(url, namespace)
+        check_durability(durability, "build")
+        given = Given(url, namespace, durability)
         deployment = Deployment(lambda: settings_of(app, given))
         made: list[Instances] = []
 
@@ -89,6 +118,10 @@ class ExecutorBuilder:
                 fresh = Instances(global_context, deployment.settings.shards)
                 fresh.limit = whole(app, "smqueue_payload_limit", PAYLOAD_LIMIT)
                 fresh.inbox_limit = whole(app, "smqueue_inbox_limit", INBOX_LIMIT)
+                if (most := whole(app, "smqueue_max_active", 0)) > 0:
+                    fresh.max_active = -(-most // deployment.settings.shards)  # each shard its share, rounded up
+                fresh.secrets = self._secrets
+                fresh.chain = history_chain(app)
                 for instance in self._instances:
                     fresh.register(instance)
                 made.append(fresh)

@@ -20,8 +20,10 @@ from smqueue.notifier import Feed, Notifier, Subscription
 from smqueue.protocols import others, requests
 from smqueue.protocols.signal import Delivery
 from smqueue.queries import ActiveState, InactiveState, MachineId, active_state, inactive_state
-from smqueue.records import Active, Field
+from smqueue.records import Active, Field, label_of
 from smqueue.schemas import canonical
+from smqueue.schemas.sealed import shown
+from smqueue.secrets import SecretCodec, Secrets
 from smqueue.standing import parse_inactive
 from smqueue.states import check_name, check_operation_id
 
@@ -38,10 +40,16 @@ class Client:
         url: Of the Redis or Valkey that holds the state.
         namespace: As the workers' executor has it.
         shards: As the workers' executor has it.
+        secrets: As the workers' executor has it: states and payloads are encrypted on their way to a worker, wholly,
+            since a client has no schema that says what of them is secret. Without it they wait for a worker in plain
+            text. A state with secrets cannot be waited for by a client, which cannot know its stored form.
     """
 
-    def __init__(self, url: str, namespace: str = DEFAULT_NAMESPACE, *, shards: int = 1) -> None:
+    def __init__(
+        self, url: str, namespace: str = DEFAULT_NAMESPACE, *, shards: int = 1, secrets: SecretCodec | None = None
+    ) -> None:
         self._deployment = Deployment(lambda: Settings(url, namespace, shards))
+        self._secrets = Secrets(secrets)
 
     def add(
         self, machines: Iterable[Mapping[str, Json]], exist_ok: bool = False, *, timeout: Timeout = ANSWER_S
@@ -56,6 +64,7 @@ class Client:
 
         Raises:
             AwaitTimeout: No worker has answered; whether it will is not known, and adding again says so.
+            OutboxFull: 10,000 requests wait for a worker already; nothing was sent.
             SmqueueError: As ``Executor.add_state_machines``; nothing was written.
         """
         batch = list(machines)
@@ -77,6 +86,7 @@ class Client:
 
         Raises:
             AwaitTimeout: No worker has answered; whether it will is not known. With ``id``, sending again is safe.
+            OutboxFull: As ``add``.
             SmqueueError: As ``Executor.signal``; nothing was sent.
         """
         check_name("signal", signal)
@@ -107,7 +117,7 @@ class Client:
                 return ActiveState(past.created_at, past.machine_id, past.step)
             return None
 
-        return self._until(keys, op, look, timeout, f"{field} in operation {op}")
+        return self._until(keys, op, look, timeout, f"{label_of(field)} in operation {op}")
 
     def await_inactive_state(self, machine: Mapping[str, Json], timeout: Timeout = None) -> InactiveState:
         """Wait until a machine has left, or finished in, this state, given in full; raises AwaitTimeout."""
@@ -117,7 +127,7 @@ class Client:
             raw = self._deployment.driver.command("HGET", keys.inactive(op), field)
             return None if raw is None else inactive_state(parse_inactive(raw))
 
-        return self._until(keys, op, look, timeout, f"{field} in operation {op}")
+        return self._until(keys, op, look, timeout, f"{label_of(field)} in operation {op}")
 
     # --- following -----------------------------------------------------------------------------------------------
 
@@ -143,7 +153,11 @@ class Client:
             raise InvalidInput("payload" if "payload" in data else "machines", f"not JSON: {error}") from None
         if size > REQUEST_LIMIT:  # of a single state or payload the worker knows the limit
             raise TooLarge("request", size, REQUEST_LIMIT)
-        self._deployment.driver.run(requests.ask(keys, {"id": request_id, **data}))
+        body = dict(data)
+        if self._secrets.codec is not None:
+            secret = "machines" if "machines" in body else "payload"
+            body["sealed"] = self._secrets.whole(body.pop(secret), request_id)
+        self._deployment.driver.run(requests.ask(keys, {"id": request_id, **body}))
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         until = None if seconds is None else time.monotonic() + seconds
         while True:
@@ -176,4 +190,4 @@ def _opened(answer: Mapping[str, Any]) -> Any:
 
 def _raw(_op: str, field: str, _version: int) -> dict[str, Any]:
     parsed = Field.parse(field)
-    return {"type": parsed.type, "state": json.loads(parsed.state)}
+    return {"type": parsed.type, "state": shown(json.loads(parsed.state))}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from smqueue.drivers.driver import Driver
 from smqueue.drivers.group import group
 from smqueue.errors import (
     CommitFailed,
     NewerRecord,
+    SecretKeyMissing,
     SmqueueError,
     StoreRefused,
     StoreUnavailable,
@@ -205,38 +206,53 @@ class Drain:
                 self._defer(one.entry, one.machine.guard, one.machine.op, error, delay_ms=Retry().jittered_ms(1))
             case StoreUnavailable() | LostReply():  # the leases run out, and all of it is due again
                 log.debug("%s", error)  # the worker's pump says so, once
+            case SecretKeyMissing():  # of its outcome; who lacks the key of its state has not got here
+                self._elsewhere(error)
+                self._defer(one.entry, one.machine.guard, one.machine.op, error, delay_ms=ELSEWHERE_MS)
             case StoreRefused() if not alone:  # of whom, its next run will tell, alone
                 log.debug("%s", error)
             case _:  # a refusal too: what it alone has asked for; if Redis refuses all, this is not noted either
                 retry = one.placed.type.module.retry
                 failures = one.attempts + 1
                 label = f"{one.placed.module}.{one.placed.type.name}/{one.won}"
-                log.warning("handler %s of operation %s failed: %s", label, one.machine.op, error_text(error))
+                text = self._text(one, error)
+                log.warning("handler %s of operation %s failed: %s", label, one.machine.op, text)
                 if retry.exhausted(error, failures):
-                    self._set_aside(one, error)
+                    self._set_aside(one, text)
                 else:
                     delay_ms = retry.jittered_ms(failures)
-                    self._defer(one.entry, one.machine.guard, one.machine.op, error, failed=True, delay_ms=delay_ms)
+                    self._defer(one.entry, one.machine.guard, one.machine.op, text, failed=True, delay_ms=delay_ms)
 
-    def _set_aside(self, one: Claimed, error: Exception) -> None:
-        log.error("operation %s: %s is quarantined: %s", one.machine.op, one.placed, error_text(error))
-        self._defer(one.entry, one.machine.guard, one.machine.op, error, failed=True, quarantine=True)
+    def _text(self, one: Claimed, error: Exception) -> str:
+        """An error of the user's code in words, which may hold what state or outcome keep secret."""
+        handler = None
+        with suppress(Exception):  # dynamic transitions are the user's code
+            handler = self.instances.handlers(one.placed).get(one.won)
+        return self.instances.without_secrets(error_text(error), one.placed, handler, one.value)
+
+    def _set_aside(self, one: Claimed, text: str) -> None:
+        log.error("operation %s: %s is quarantined: %s", one.machine.op, one.placed, text)
+        self._defer(one.entry, one.machine.guard, one.machine.op, text, failed=True, quarantine=True)
 
     def _unreadable(self, one: Unreadable) -> None:
-        """Only a worker that has both the module and the version may judge a record."""
-        if isinstance(one.error, UnknownModule | NewerRecord):
-            if str(one.error) not in self._told:
-                log.warning("left for another worker: %s", one.error)
-                self._told.add(str(one.error))
+        """Only a worker that has the module, the version and the key may judge a record."""
+        if isinstance(one.error, UnknownModule | NewerRecord | SecretKeyMissing):
+            self._elsewhere(one.error)
             self._defer(one.entry, "", one.op, one.error, delay_ms=ELSEWHERE_MS)
             return
         log.error("operation %s: a record is set aside: %s", one.op or "(unknown)", one.error)
         self._defer(one.entry, "", one.op, one.error, quarantine=True)
 
+    def _elsewhere(self, error: SmqueueError) -> None:
+        """Say, once, what this worker lacks."""
+        if str(error) not in self._told:
+            log.warning("left for another worker: %s", error)
+            self._told.add(str(error))
+
     def _defer(
-        self, entry: str, guard: str, op: str, error: Exception, *, delay_ms: int = 0, failed: bool = False,
+        self, entry: str, guard: str, op: str, error: Exception | str, *, delay_ms: int = 0, failed: bool = False,
         quarantine: bool = False,
     ) -> None:  # fmt: skip
-        text = error_text(error)
-        why = error if quarantine else None
+        text = error if isinstance(error, str) else error_text(error)
+        why = SmqueueError(text) if quarantine else None
         self.driver.run(runs.defer(self.keys, entry, guard, delay_ms, failed=failed, error=text, op=op, quarantine=why))

@@ -178,6 +178,25 @@ class InboxFull(SmqueueError):
     limit: int
 
 
+class TooManyActive(SmqueueError):
+    """About {active} machines are active, and {added} more would be over the limit of {limit} (smqueue_max_active, by
+    shard): add them later."""
+
+    fields = ("active", "added", "limit")
+    active: int
+    added: int
+    limit: int
+
+
+class OutboxFull(SmqueueError):
+    """{what} holds {limit} requests, which is the limit: {advice}."""
+
+    fields = ("what", "limit", "advice")
+    what: str
+    limit: int
+    advice: str
+
+
 class CrossShard(SmqueueError):
     """One call cannot commit to several shards at once ({operations}): call once for each, or use one shard."""
 
@@ -259,6 +278,19 @@ class UndecodableRecord(SmqueueError):
     problem: str
 
 
+class SecretDamaged(UndecodableRecord):
+    """A secret cannot be decrypted: {problem}"""
+
+
+class SecretKeyMissing(SmqueueError):
+    """A secret is encrypted under key {key}, and this process has: {known}. What holds it is left for processes that
+    have it; give this one that key, too, by with_secrets()."""
+
+    fields = ("key", "known")
+    key: str
+    known: str
+
+
 class NewerRecord(SmqueueError):
     """The record of module {module} has version {found}; this worker knows up to {known}: left for newer workers."""
 
@@ -307,12 +339,28 @@ class StoreUnavailable(SmqueueError):
     problem: str
 
 
+class NotReplicated(StoreUnavailable):
+    """No replica of Redis at {url} has confirmed ({problem}): it may be applied, but a fail-over could still lose it.
+    See that a replica follows, and ask again."""
+
+
 class StoreRefused(SmqueueError):
     """Redis at {url} refused: {problem}"""
 
     fields = ("url", "problem")
     url: str
     problem: str
+
+
+class BrokerUnavailable(SmqueueError):
+    """The broker takes no messages: {problem}"""
+
+    fields = ("problem",)
+    problem: str
+
+
+class NotDurable(StoreRefused):
+    """Redis at {url} is not as durable as asked: {problem}"""
 
 
 class StoreTooOld(StoreRefused):
@@ -349,6 +397,37 @@ class MissingExtra(SmqueueError):
     package: str
 
 
+class NothingHappens(SmqueueError):
+    """A wait without a timeout can never end, for {why}: complete a trigger, send a signal, or give a timeout."""
+
+    fields = ("why",)
+    why: str
+
+
+class NeverIdle(SmqueueError):
+    """After {steps} steps there is always something more to do at once: do machines move in a circle?"""
+
+    fields = ("steps",)
+    steps: int
+
+
+class NotArmed(SmqueueError):
+    """No machine waits for {trigger}{where}; what they wait for: {armed}."""
+
+    fields = ("trigger", "where", "armed")
+    trigger: str
+    where: str
+    armed: str
+
+
+class AmbiguousTrigger(SmqueueError):
+    """Several machines wait for {trigger}: {machines}. Give operation_id=…, machine=…, or its full name."""
+
+    fields = ("trigger", "machines")
+    trigger: str
+    machines: str
+
+
 class ServerFailed(SmqueueError):
     """The embedded server did not start: {problem}"""
 
@@ -358,7 +437,9 @@ class ServerFailed(SmqueueError):
 
 __all__ = [
     "AmbiguousModule",
+    "AmbiguousTrigger",
     "AwaitTimeout",
+    "BrokerUnavailable",
     "CommitFailed",
     "CrossShard",
     "DefinitionError",
@@ -373,14 +454,22 @@ __all__ = [
     "InvalidPayload",
     "InvalidState",
     "MissingExtra",
+    "NeverIdle",
     "NewerRecord",
     "NoDeployment",
     "NoServerBinary",
     "NoTransitions",
+    "NotArmed",
+    "NotDurable",
     "NotRegistered",
+    "NotReplicated",
+    "NothingHappens",
     "NothingToWaitFor",
     "OperationFinished",
+    "OutboxFull",
     "ReadAfterWrite",
+    "SecretDamaged",
+    "SecretKeyMissing",
     "ServerFailed",
     "SmqueueError",
     "StateAlreadyExists",
@@ -389,6 +478,7 @@ __all__ = [
     "StoreTooOld",
     "StoreUnavailable",
     "TooLarge",
+    "TooManyActive",
     "TornCommit",
     "UndeclaredTransition",
     "UndecodableRecord",

@@ -83,6 +83,7 @@ class Executor:
             StateAlreadyTerminal: For the first whose state is terminal.
             InvalidState, TooLarge: For the first whose state does not fit its schema.
             CrossShard: The batch spans shards.
+            TooManyActive: ``smqueue_max_active`` is set, and there is no room for them all.
             CommitFailed: After 100 conflicts.
 
         Redis: 2 round trips.
@@ -94,7 +95,9 @@ class Executor:
             return []
         keys = self._deployment.one_shard(machine.operation_id for machine in batch)
         commit_id = new_id()
-        done = self._deployment.driver.run(add(keys, self.instances, batch, commit_id, exist_ok))
+        done = self._deployment.driver.run(
+            add(keys, self.instances, batch, commit_id, exist_ok, self.instances.max_active)
+        )
         self._after(keys, done, commit_id)
         return [MachineId(machine) for machine in done.value]
 
@@ -118,6 +121,7 @@ class Executor:
             What ``fn`` returned.
 
         Raises:
+            TooManyActive: As ``add_state_machines``, for what ``fn`` adds.
             CommitFailed: After ``max_attempts`` conflicts, with their number and the last error.
             Exception: What ``fn`` raised, at once; nothing was written.
         """
@@ -126,7 +130,7 @@ class Executor:
         if home is not None:
             self.instances.get(home)
         commit_id = new_id()
-        steps = autocommit(keys, self.instances, home, fn, commit_id, max_attempts)
+        steps = autocommit(keys, self.instances, home, fn, commit_id, max_attempts, self.instances.max_active)
         done = self._deployment.driver.run(steps)
         self._after(keys, done, commit_id)
         return done.value

@@ -16,7 +16,7 @@ from smqueue.errors import SmqueueError
 from smqueue.instances import Instances
 from smqueue.keys import Keys, decode, digest, schedule_of
 from smqueue.queries import InactiveState, inactive_state, moment
-from smqueue.records import Active, Field, Machine, Placed, kind_of
+from smqueue.records import Active, Field, Machine, Placed, kind_of, label_of
 from smqueue.roundtrip import Steps, read
 from smqueue.standing import parse_inactive
 from smqueue.states import StateMachine, check_operation_id
@@ -243,14 +243,6 @@ def _triggers(
 def control_keys(keys: Keys, op: str, module: str, type_name: str) -> tuple[str, str, str]:
     """The keys that can hold a machine back: of its operation, its module, its state type."""
     return keys.control(op), keys.control_module(module), keys.control_module(module, type_name)
-
-
-def label_of(field: str) -> str:
-    """``module.State`` of a record as stored."""
-    try:
-        return "{}.{}".format(*Field.parse(field))
-    except ValueError:
-        return field
 
 
 def _buffered(keys: Keys, names: Sequence[tuple[str, str]], op: str) -> Steps[list[BufferedSignals]]:

@@ -8,12 +8,13 @@ import inspect
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import MISSING, dataclass, fields
 from dataclasses import Field as DataclassField
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
+from smqueue.chain import Chain
 from smqueue.definitions import Handler
 from smqueue.errors import (
     AmbiguousModule,
@@ -24,6 +25,8 @@ from smqueue.errors import (
     InvalidState,
     NewerRecord,
     NotRegistered,
+    SecretDamaged,
+    SecretKeyMissing,
     SmqueueError,
     StateAlreadyTerminal,
     TooLarge,
@@ -34,7 +37,8 @@ from smqueue.errors import (
 from smqueue.keys import digest, encode
 from smqueue.modules import Module, StateType
 from smqueue.records import Field, Placed, compact
-from smqueue.schemas import ValidationProblem, canonical
+from smqueue.schemas import Codec, JsonValue, ValidationProblem, canonical
+from smqueue.secrets import Secrets, scrubbed
 from smqueue.states import Context, State, StateMachine, check_machine, check_operation_id
 from smqueue.triggers import Signal
 
@@ -118,7 +122,13 @@ class Instances:
         self._by_id: dict[str, Instance] = {}
         self._global_context = global_context
         self.limit, self.inbox_limit = PAYLOAD_LIMIT, INBOX_LIMIT
+        self.max_active: int | None = None
+        """Producers add no machines beyond this many in a shard."""
         self.shards = shards
+        self.secrets = Secrets()
+        """What encrypts secret fields; the builder sets it."""
+        self.chain: Chain | None = None
+        """What seals the steps of histories; the builder sets it."""
         self.time_limit: Callable[[str, float], AbstractContextManager[None]] = lambda _what, _seconds: nullcontext()
         """What bounds the run of a handler; a worker sets it."""
 
@@ -189,23 +199,31 @@ class Instances:
         if (size := len(spelled.encode())) > self.limit:
             raise TooLarge(f"state {state_type.name}", size, self.limit)
         prefix = f"{encode(instance.id)} {encode(state_type.name)} "
-        older = tuple(prefix + canonical(form) for form in _without_new_fields(state_type, data))
-        field = prefix + spelled
-        return Placed(op, instance.id, state_type, state, field, digest(op, field), older)
+        about = (op, instance.id, state_type.name)
+        forms: list[JsonValue] = [data, *_without_new_fields(state_type, data)]
+        stored = [one for form in forms for one in self.secrets.state(state_type.codec, form, *about)]
+        field, *older = [prefix + canonical(form) for form in stored]
+        return Placed(op, instance.id, state_type, state, field, digest(op, field), tuple(older))
 
     def current(self, placed: Placed) -> Placed:
         """A loaded record as this code would store it, where that may differ: fields were added, or migrated."""
         known = placed.type
-        if not known.migrations and not any(has_default(one) for one in fields(cast("Any", known.cls))):
+        added = known.migrations or any(has_default(one) for one in fields(cast("Any", known.cls)))
+        if not added and not self.secrets.seals(known.codec):  # whose key may have been rotated
             return placed
         return self.place_state(placed.op, self.get(placed.module), placed.state)
 
     def as_json(self, placed: Placed) -> dict[str, Any]:
-        """A machine in plain JSON, as ``smqueue.add`` takes it; raises StateAlreadyTerminal."""
+        """A machine in JSON, its secrets encrypted, for ``from_json``; raises StateAlreadyTerminal."""
         if placed.type.terminal:
             raise StateAlreadyTerminal(placed.op, placed.module, str(placed))
-        state = placed.type.codec.dump(placed.state)
+        state = loads(Field.parse(placed.field).state)
         return {"operation_id": placed.op, "module": placed.module, "type": placed.type.name, "state": state}
+
+    def from_json(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The same in plain JSON, as ``smqueue.add`` takes it; raises SecretKeyMissing, SecretDamaged."""
+        about = (data["operation_id"], data["module"], data["type"])
+        return {**data, "state": self.secrets.opened("state", data["state"], *about)}
 
     def load(self, op: str, field: str, version: int) -> tuple[Instance, Placed]:
         """Decode a stored record, migrated to this code's version.
@@ -226,12 +244,25 @@ class Instances:
         if (state_type := module.types.get(parsed.type)) is None:
             raise UndecodableRecord(f"module {parsed.module} has no state {parsed.type}")
         try:
-            state = module.load(parsed.type, version, loads(parsed.state))
+            data = self.secrets.opened("state", loads(parsed.state), op, parsed.module, parsed.type)
+            state = module.load(parsed.type, version, data)
         except ValidationProblem as problem:
             raise UndecodableRecord(f"{parsed.type}.{problem.field}: {problem.problem}") from None
+        except (SecretDamaged, SecretKeyMissing):
+            raise
         except Exception as error:  # a migration is the user's code
             raise UndecodableRecord(f"{parsed.type}: {type(error).__name__}: {error}") from None
         return instance, Placed(op, parsed.module, state_type, state, field, digest(op, field))
+
+    def without_secrets(self, text: str, placed: Placed, handler: Handler | None = None, stored: str = "null") -> str:
+        """The text of a user's error, without the secrets of the state and, with its handler, of the stored outcome."""
+        shown: list[tuple[Codec[Any], JsonValue]] = []
+        if placed.type.codec.secret_fields:
+            shown.append((placed.type.codec, placed.type.codec.dump(placed.state)))
+        if handler is not None and handler.outcome.secret_fields:
+            with suppress(SmqueueError, ValueError):  # then the handler has not seen it either
+                shown.append((handler.outcome, self.secrets.opened("value", loads(stored), placed.op, placed.module)))
+        return scrubbed(text, *shown)
 
     def decode(self, op: str, field: str, version: int) -> State | None:
         """The state of a stored record; ``None`` when it cannot be decoded here."""
@@ -289,7 +320,15 @@ class Instances:
         spelled = compact(data)
         if (size := len(spelled.encode())) > self.limit:
             raise TooLarge(f"payload of {declared.name}", size, self.limit)
-        return Told(op, instance.id, declared.name, spelled)
+        return Told(op, instance.id, declared.name, self.value(codec, data, op, instance.id))
+
+    def value(self, schema: Codec[Any], data: JsonValue, op: str, module_id: str) -> str:
+        """A dumped payload or outcome as it is stored."""
+        return compact(self.secrets.value(schema, data, op, module_id))
+
+    def outcome(self, handler: Handler, placed: Placed, stored: str) -> Any:
+        """A stored outcome as its handler gets it; raises ValidationProblem, SecretKeyMissing, SecretDamaged."""
+        return handler.outcome.load(self.secrets.opened("value", loads(stored), placed.op, placed.module))
 
     def _receiver(self, signal: Signal[Any] | str, module_id: str | None) -> tuple[Instance, Signal[Any]]:
         if not isinstance(signal, str | Signal):  # pyright: ignore[reportUnnecessaryIsInstance]

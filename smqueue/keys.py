@@ -5,7 +5,7 @@ percent-encoded into keys: no id can break out of its key or tag. Times in recor
 schedules are ms, both by Redis's clock.
 
 ===============================  ======  =============================================================================
-``active:<op>``                  hash    ``module type state`` → ``[machine, step, entered µs, version, made, lone]``
+``active:<op>``                  hash    ``module type state`` → ``[machine, step, at µs, version, made, lone, seal]``
 ``inactive:<op>``                hash    the same field → JSON object: the above, exited, visits, who won, by how much
 ``history:<op>``                 list    one JSON entry a step, in commit order; its index is the operation's sequence
 ``machine:<record>``             string  ``[guard, arming, op, field, {trigger: what it waits for}]``; the guard is
@@ -28,6 +28,7 @@ schedules are ms, both by Redis's clock.
 ``children:<op>``                set     operations that its transitions have started
 ``requests``                     list    what is still to be done outside of a commit: tasks to send, signals to pass
                                          on, calls of clients
+``unsent``                       list    tasks that can never be sent, JSON with their error: for somebody to look at
 ``reply:<id>``                   list    the answer to a client's call
 ``updates``                      stream  the last updates of all operations, bounded
 ``hint``                         string  set while a transition hint is under way
@@ -90,6 +91,7 @@ class Keys:
         self.schedule, self.hosted, self.operations = p + "schedule", p + "hosted", p + "operations"
         self.requests, self.updates, self.hint, self.watched = p + "requests", p + "updates", p + "hint", p + "watched"
         self.quarantine, self.finished, self.meta, self.wake = p + "quarantine", p + "finished", p + "meta", p + "wake"
+        self.unsent, self.bells = p + "unsent", p + "bells"
         self.machine_prefix, self.race_prefix, self.active_prefix = p + "machine:", p + "race:", p + "active:"
 
     def active(self, op: str) -> str:
@@ -105,7 +107,10 @@ class Keys:
         return f"{self.prefix}history:{encode(op)}"
 
     def bell(self, op: str) -> str:
-        """Pub/sub channel: rings when the history has grown. A doorbell, not a message."""
+        """Sharded pub/sub channel: rings when the history has grown. A doorbell, not a message.
+
+        ``bells`` rings with that of any operation.
+        """
         return f"{self.prefix}bell:{encode(op)}"
 
     def machine(self, record: str) -> str:

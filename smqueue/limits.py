@@ -4,11 +4,39 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from smqueue.errors import HandlerTimeout
+
+
+@dataclass(eq=False)
+class Overrun:
+    """Code that nothing can interrupt, for as long as it runs.
+
+    Attributes:
+        what: Which.
+        limit_s: How long it may run, in seconds.
+        since: When it began, by the monotonic clock, in seconds.
+        told: Whether it has been told of.
+    """
+
+    what: str
+    limit_s: float
+    since: float
+    told: bool = False
+
+
+_running: set[Overrun] = set()
+
+
+def overruns() -> list[Overrun]:
+    """What runs in this process past its limit and cannot be interrupted: each holds a slot of the pool."""
+    now = time.monotonic()
+    return [one for one in _running.copy() if now - one.since > one.limit_s]
 
 
 @contextmanager
@@ -17,13 +45,18 @@ def time_limit(what: str, seconds: float) -> Generator[None]:
 
     An alarm reaches only a process's main thread: there (prefork and solo pools) the block is interrupted, in whatever
     call it waits. On other threads it cannot be; there the leases of what it holds are renewed no longer than the
-    limit, so that the machine is tried elsewhere, and in the end set aside.
+    limit, so that the machine is tried elsewhere, and in the end set aside; the block is one of ``overruns``.
 
     Raises:
         HandlerTimeout: In the block, when its time is up.
     """
     if threading.current_thread() is not threading.main_thread() or _patched():
-        yield
+        running = Overrun(what, seconds, time.monotonic())
+        _running.add(running)
+        try:
+            yield
+        finally:
+            _running.discard(running)
         return
 
     def alarm(_signal: int, _frame: Any) -> None:

@@ -26,7 +26,8 @@ class Outbound(Protocol):
         """Send a task of the user's.
 
         Raises:
-            Exception: It could not be sent.
+            BrokerUnavailable: The broker takes no messages now.
+            Exception: It cannot be sent.
         """
         ...
 

@@ -10,7 +10,7 @@ from smqueue.schemas import Codec, JsonValue, ValidationProblem
 from smqueue.schemas.derive import Walker
 from smqueue.schemas.problem import refusal
 from smqueue.schemas.scalars import Strict
-from smqueue.schemas.secrets import HIDDEN
+from smqueue.schemas.secrets import Cover, Path
 from smqueue.states import StateType
 
 _FAILED = "$failed"
@@ -57,12 +57,13 @@ class _FailedOr(Strict):
                     case other:
                         raise refusal("error and attempts", other).under(_FAILED)
 
-    def redact(self, data: JsonValue) -> JsonValue:
+    def veil(self, data: JsonValue, cover: Cover, path: Path = ()) -> JsonValue:
         match _tag(data):
             case None:
-                return self.value.redact(data)
+                return self.value.veil(data, cover, path)
             case "$value":
-                return {_VALUE: self.value.redact(cast("dict[str, JsonValue]", data)[_VALUE])}
+                inner = cast("dict[str, JsonValue]", data)[_VALUE]
+                return {_VALUE: self.value.veil(inner, cover, (*path, _VALUE))}
             case _:
                 return data
 
@@ -105,12 +106,13 @@ class _StateOf(Strict):
             case _:
                 raise refusal("a state with its module, type and version", data)
 
-    def redact(self, data: JsonValue) -> JsonValue:
+    def veil(self, data: JsonValue, cover: Cover, path: Path = ()) -> JsonValue:
         if isinstance(data, dict):
             for known in self.types:
                 if data.get("type") == known.name and data.get("module") == known.module.name:
-                    return {**data, "state": known.codec.redact(data.get("state"))}
-        return HIDDEN  # not of the form that is stored: whatever it holds may be a secret
+                    state = known.codec.veil(data.get("state"), lambda one, at: cover(one, (*path, "state", *at)))
+                    return {**data, "state": state}
+        return cover(data, path)  # not of the form that is stored: whatever it holds may be a secret
 
     def secrets(self, within: frozenset[type]) -> Iterator[str]:  # noqa: ARG002 - states end their own recursion
         for known in self.types:

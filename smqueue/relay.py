@@ -10,6 +10,7 @@ from typing import Any, cast
 from smqueue.cancelling import finish_cancel
 from smqueue.drivers.driver import Driver
 from smqueue.errors import (
+    BrokerUnavailable,
     InboxFull,
     InvalidInput,
     OperationFinished,
@@ -17,6 +18,7 @@ from smqueue.errors import (
     StateAlreadyExists,
     StoreRefused,
     StoreUnavailable,
+    error_text,
 )
 from smqueue.instances import Instances, Told
 from smqueue.keys import Keys, shard_of
@@ -27,7 +29,6 @@ from smqueue.protocols.bounds import PARK_MS
 from smqueue.protocols.claim import Armed
 from smqueue.protocols.requests import Request
 from smqueue.protocols.signal import signal
-from smqueue.records import compact
 from smqueue.states import StateMachine
 from smqueue.trigger_types import Reached
 
@@ -35,6 +36,8 @@ log = logging.getLogger("smqueue.relay")
 
 PAGES = 20
 """How many pages of requests are looked at in one go: others' turn comes."""
+SENDS = 8
+"""How often a task is tried to be sent that cannot be, with the broker there: some 3 min."""
 
 
 class Relay:
@@ -42,14 +45,21 @@ class Relay:
 
     def __init__(self, driver: Driver, keys: Keys, instances: Instances, outbound: Outbound) -> None:
         self.driver, self.keys, self.instances, self.outbound = driver, keys, instances, outbound
+        self._broker_away = False
+        """In this go: each further task would wait for the broker in vain."""
+        self._failing = False
 
     def own(self, items: Iterable[bytes]) -> None:
         """Do what a commit of this process has just left; what fails is done by whoever finds it due."""
+        self._broker_away = False
         for raw in items:
+            request = requests.parse(raw)
             try:
-                self._do(requests.parse(raw))
-            except Exception as error:  # the broker may be away: the item stays
-                log.warning("a request stays for later: %s", error)
+                if not self._waits(request):
+                    self._do(request)
+                    self._goes_on(request)
+            except Exception as error:  # the broker or the server may be away: the item stays
+                self._stays(request, error)
 
     def other(self, entry: str) -> None:
         """An entry of the schedule that is no machine's."""
@@ -65,6 +75,7 @@ class Relay:
 
     def _requests(self) -> None:
         """Do what is due, page by page; what stays is passed over."""
+        self._broker_away = False
         offset = 0
         for _ in range(PAGES):
             now_ms, items = self.driver.run(requests.pending(self.keys, offset))
@@ -80,17 +91,43 @@ class Relay:
             if request.data["due"] > now_ms:
                 return False
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            log.error("a request that cannot be read is dropped: %s; it began with %r", error, raw[:200])
+            log.error("a request of %d bytes that cannot be read is dropped: %s", len(raw), error)
             self.driver.run(requests.remove(self.keys, raw))
             return True
+        if self._waits(request):
+            return False
         try:
             self._do(request)
+            self._goes_on(request)
         except (StoreUnavailable, StoreRefused):
             raise
-        except Exception as error:  # the broker may be away
-            log.warning("a request of kind %s stays for later: %s", request.data.get("kind"), error)
-            self.driver.run(requests.postpone(self.keys, request))
+        except Exception as error:
+            away = isinstance(error, BrokerUnavailable | OSError)  # then it is tried for ever: it was committed
+            if request.data.get("kind") == "task" and not away and int(request.data.get("tries", 0)) + 1 >= SENDS:
+                name, why = request.data["name"], error_text(error)
+                log.error("task %s, id %s, cannot be sent and is set aside: %s", name, request.data["id"], why)
+                self.driver.run(requests.set_aside(self.keys, request, error))
+            else:
+                self._stays(request, error)
+                self.driver.run(requests.postpone(self.keys, request))
         return True
+
+    def _waits(self, request: Request) -> bool:
+        return self._broker_away and request.data.get("kind") == "task"
+
+    def _stays(self, request: Request, error: Exception) -> None:
+        """Say so, but of many that wait for one broker only once."""
+        away = isinstance(error, BrokerUnavailable | OSError)
+        known = (away and self._failing) or isinstance(error, StoreUnavailable)  # of that the worker's pump tells
+        level = logging.DEBUG if known else logging.WARNING
+        log.log(level, "a request of kind %s stays for later: %s", request.data.get("kind"), error_text(error))
+        self._broker_away = self._broker_away or away
+        self._failing = self._failing or away
+
+    def _goes_on(self, request: Request) -> None:
+        if self._failing and request.data.get("kind") == "task":
+            self._failing = False
+            log.warning("the broker takes tasks again")
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -130,10 +167,11 @@ class Relay:
 
     def _start(self, request: Request) -> None:
         """Machines that a transition has started in another shard."""
-        machines = [machine_from_json(self.instances, one) for one in request.data["machines"]]
+        told = [self.instances.from_json(one) for one in request.data["machines"]]
+        machines = [machine_from_json(self.instances, one) for one in told]
         shards = self.instances.shards
         there = Keys(self.keys.namespace, shard_of(machines[0].operation_id, shards))
-        self._add(there, machines, request.data["id"], exist_ok=True)
+        self._add(there, machines, request.data["id"], exist_ok=True)  # committed: no limit refuses them any more
         self.driver.run(requests.remove(self.keys, request.raw))
 
     def _answer(self, request: Request) -> None:
@@ -149,11 +187,19 @@ class Relay:
             body = {"error": type(error).__name__, "args": [_plain(arg) for arg in error.args]}
         self.driver.run(requests.answer(self.keys, request.raw, data["id"], body))
 
+    def _plain(self, data: dict[str, Any]) -> dict[str, Any]:
+        """What a client has asked for, as it was before it was encrypted on its way here."""
+        if "sealed" not in data:
+            return data
+        secret = "machines" if data["kind"] == "client-add" else "payload"
+        return {**data, secret: self.instances.secrets.opened_whole(data["sealed"], data["id"])}
+
     def _client(self, request: Request) -> Any:
-        data = request.data
+        data = self._plain(request.data)
         if data["kind"] == "client-add":
             machines = machines_from_json(self.instances, data["machines"])
-            return self._add(self.keys, machines, data["id"], bool(data.get("exist_ok")))
+            most = self.instances.max_active
+            return self._add(self.keys, machines, data["id"], bool(data.get("exist_ok")), most)
         told = self.instances.signal(data["operation_id"], data["signal"], data["payload"], data.get("module"))
         delivered = self.driver.run(
             signal(
@@ -172,8 +218,10 @@ class Relay:
             self.outbound.hint(self.keys.namespace, self.keys.shard)
         return delivered.delivery.value
 
-    def _add(self, keys: Keys, machines: list[StateMachine], request_id: str, exist_ok: bool) -> list[str]:
-        done = self.driver.run(add(keys, self.instances, machines, request_id[:16], exist_ok))
+    def _add(
+        self, keys: Keys, machines: list[StateMachine], request_id: str, exist_ok: bool, max_active: int | None = None
+    ) -> list[str]:
+        done = self.driver.run(add(keys, self.instances, machines, request_id[:16], exist_ok, max_active))
         if done.hint:
             self.outbound.hint(keys.namespace, keys.shard)
         if done.watched:
@@ -195,7 +243,9 @@ class Relay:
             self.driver.run(others.watch(there, op, armed.entry))
         if isinstance(handler.trigger, Reached):
             state = self.driver.run(others.has_reached(there, self.instances, op, handler.trigger.states))
-            value = None if state is None else compact(handler.outcome.dump(state))
+            if state is not None:
+                data = handler.outcome.dump(state)
+                value = self.instances.value(handler.outcome, data, armed.placed.op, armed.placed.module)
         elif self.driver.run(others.has_finished(there, op)):
             value = "null"
         if value is None:

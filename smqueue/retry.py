@@ -60,7 +60,8 @@ class Retry:
     def delay_ms(self, attempt: int) -> int:
         """Return the delay after failed attempt number ``attempt`` (from 1), in milliseconds, without jitter."""
         doublings = min(max(attempt - 1, 0), 64)  # 2**64 ms is past any cap that can be written
-        return max(min(self.base * 2**doublings if doublings < 30 else self.cap, self.cap) // MILLISECOND, 1)
+        base_us = self.base // timedelta(microseconds=1)  # whole numbers: a timedelta has a longest
+        return max(min(base_us * 2**doublings // 1000, self.cap // MILLISECOND), 1)
 
     def jittered_ms(self, attempt: int) -> int:
         """Return a half to the whole of ``delay_ms``, so that what failed together does not return together."""

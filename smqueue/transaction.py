@@ -18,9 +18,11 @@ from smqueue.errors import (
     CrossShard,
     InvalidInput,
     InvalidKey,
+    OutboxFull,
     SmqueueError,
     StateAlreadyExists,
     StateAlreadyTerminal,
+    TooLarge,
 )
 from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id, shard_of
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from smqueue.triggers import Signal
 
 P = TypeVar("P")
+
+REQUESTS_LIMIT = 10_000
+"""Tasks, signals and batches for other shards that one commit may leave to be done."""
 
 
 class Transaction(DataKeys):
@@ -52,7 +57,7 @@ class Transaction(DataKeys):
         self._keys, self._instances, self._module = keys, instances, module
         self._begun = begun  # operations whose history needs no watch: it has begun, and never un-begins
         self.buffer = Buffer(known)
-        self.spawned: list[Placed] = []
+        self.starting: list[Placed] = []
         self.requests: list[dict[str, Any]] = []
         self.shared = DataKeys(self.buffer, self._outside)
         super().__init__(self.buffer, self._inside)
@@ -92,12 +97,12 @@ class Transaction(DataKeys):
         batch, shards = list(machines), self._instances.shards
         elsewhere = {shard_of(one.operation_id, shards) for one in batch} - {self._keys.shard} if shards > 1 else set()
         if not elsewhere:
-            self.spawned += self.fresh(batch)
+            self.starting += self.fresh(batch)
             return
         if len({shard_of(one.operation_id, shards) for one in batch}) > 1:
             raise CrossShard(", ".join(one.operation_id for one in batch[:5]))
         told = [self._instances.as_json(self._instances.place(one)) for one in batch]
-        self.requests.append({"id": new_id(), "kind": "add", "machines": told})
+        self._leave({"kind": "add", "machines": told})
 
     def fresh(
         self,
@@ -128,7 +133,7 @@ class Transaction(DataKeys):
         beginnings = [key for op in unbegun for key in (keys.history(op), keys.active(op))]
         watch = [*{key for look in looks for key in look.watch}, *beginnings]
         self.buffer.ask(*dict.fromkeys(c for look in looks for c in look.commands), watch=watch)
-        taken = {one.record for one in self.spawned}
+        taken = {one.record for one in self.starting}
         for one in placed:
             stands = standing(keys, instances, one, self.buffer.known)
             if stands.exists and existing is not None and (exist_ok or stands.made == own):
@@ -162,7 +167,7 @@ class Transaction(DataKeys):
             if own is None or own not in ambiguous.candidates.split(", "):
                 raise
             told = self._instances.signal(operation_id, signal, payload, own)
-        self.requests.append({"id": new_id(), "kind": "signal", **told._asdict()})
+        self._leave({"kind": "signal", **told._asdict()})
 
     def send_task(
         self, name: str, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None, **options: Any
@@ -177,13 +182,23 @@ class Transaction(DataKeys):
 
         Raises:
             InvalidInput: Arguments that are not JSON.
+            TooLarge: All of it is over the limit of a payload.
+            OutboxFull: This transaction has 10,000 tasks and signals already.
         """
         for one in ("eta", "expires"):  # Celery takes these as text, too
             if isinstance(options.get(one), datetime):
                 options[one] = options[one].isoformat()
         body = {"name": name, "args": list(args), "kwargs": dict(kwargs or {}), "options": options}
         try:
-            json.dumps(body)
+            size = len(json.dumps(body).encode())
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"arguments of task {name}", f"not JSON: {error}") from None
-        self.requests.append({"id": new_id(), "kind": "task", **body})
+        if size > self._instances.limit:
+            raise TooLarge(f"task {name}", size, self._instances.limit)
+        self._leave({"kind": "task", **body})
+
+    def _leave(self, request: dict[str, Any]) -> None:
+        """Leave something to be done right after the commit."""
+        if len(self.requests) >= REQUESTS_LIMIT:
+            raise OutboxFull("the transaction", REQUESTS_LIMIT, "spread them over several")
+        self.requests.append({"id": new_id(), **request})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from collections import Counter
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -39,6 +40,7 @@ KEY_KINDS = frozenset(
         "reply",
         "children",
         "finished",
+        "unsent",
     }
 )
 """The second part of every key that smqueue may leave behind. A new kind is added here, and to the table of keys."""
@@ -114,3 +116,15 @@ class NoSkips:
             report.outcome = "failed"
             report.longrepr = f"skipped, and in CI nothing may be: {report.longreprtext}"
         return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much the exploration of the protocols has covered: a promise that rests on counts prints them."""
+    total: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "explored" and report.when == "call" and isinstance(value, dict):
+                total.update(value)
+    if total:
+        told = ", ".join(f"{total[name]:,} {name}" for name in ("pairs", "triples", "schedules", "states", "steps"))
+        terminalreporter.write_sep("=", f"explored: {told}")

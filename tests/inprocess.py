@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pytest
-import redis
 from celery import Celery
 
 from smqueue import Executor, Module, State, StateMachine
@@ -28,6 +27,7 @@ from smqueue.roundtrip import Commit, LostReply, RoundTrip
 from smqueue.worker.code import run_trigger
 from smqueue.worker.engine import Engine
 from smqueue.worker.install import install
+from tests.deployments import client_of
 from tests.waiting import wait_until
 
 T = TypeVar("T")
@@ -79,14 +79,16 @@ class Local:
         shards: Of the namespace.
         global_context: As for ``build``.
         contexts: Of module instances, by id.
+        durability: As for ``build``.
     """
 
     def __init__(
         self, url: str, namespace: str, modules: Mapping[str, Module[Any]], *, shards: int = 1,
         global_context: Callable[[str, str], Any] | None = None, contexts: Mapping[str, Any] | None = None,
+        durability: str | None = None,
     ) -> None:  # fmt: skip
         self.namespace, self.modules, self.sent = namespace, modules, Sent()
-        self.settings = Settings(url, namespace, shards)
+        self.settings = Settings(url, namespace, shards, durability)
         instances = Instances(global_context, shards)
         for id, module in modules.items():
             instances.register(Instance(id, module, (contexts or {}).get(id), "here"))
@@ -96,11 +98,12 @@ class Local:
         self.engine = Engine(self.app, self.executor, outbound)
         install(self.app, self.engine)
         self.instances = self.engine.instances
-        self.redis: Any = redis.Redis.from_url(url, socket_timeout=10)
+        self.redis: Any = client_of(url)
 
     def another(self) -> Local:
         """A second process of the namespace, with the same modules."""
-        return Local(self.settings.url, self.namespace, self.modules, shards=self.settings.shards)
+        settings = self.settings
+        return Local(settings.url, self.namespace, self.modules, shards=settings.shards, durability=settings.durability)
 
     @property
     def driver(self) -> Blocking:
@@ -299,11 +302,13 @@ def play(server: EmbeddedServer, namespace: str) -> Play:
     """Make a process of this test's namespace: ``play(m=module, n=another)``; call it again for a second process."""
 
     def make(
-        *, shards: int = 1, global_context: Any = None, contexts: Any = None, url: str | None = None, **modules: Any
-    ) -> Local:
+        *, shards: int = 1, global_context: Any = None, contexts: Any = None, url: str | None = None,
+        durability: str | None = None, **modules: Any,
+    ) -> Local:  # fmt: skip
         return Local(
-            url or server.url, namespace, modules, shards=shards, global_context=global_context, contexts=contexts
-        )
+            url or server.url, namespace, modules, shards=shards, global_context=global_context, contexts=contexts,
+            durability=durability,
+        )  # fmt: skip
 
     return make
 

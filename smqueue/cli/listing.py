@@ -16,6 +16,7 @@ from smqueue.keys import Keys, digest
 from smqueue.queries import moment
 from smqueue.records import Active, Field
 from smqueue.roundtrip import Command, Steps, read
+from smqueue.schemas.sealed import shown
 
 OPERATIONS = 100
 """How many operations are read in one go."""
@@ -69,11 +70,11 @@ def active_machines(executor: Executor, wanted: Wanted) -> Iterator[Listed]:
 
 
 def shown_state(instances: Instances, op: str, field: str, version: int) -> Any:
-    """A record's state as JSON: with its secrets hidden where its module is known, else as it is stored."""
+    """A record's state as JSON: its secrets hidden where its module is known or they are encrypted, else as stored."""
     with suppress(SmqueueError):
         _, placed = instances.load(op, field, version)
         return placed.type.codec.redact(placed.type.codec.dump(placed.state))
-    return json.loads(Field.parse(field).state)
+    return shown(json.loads(Field.parse(field).state))
 
 
 def _scanned(executor: Executor, keys: Keys) -> Iterator[str]:

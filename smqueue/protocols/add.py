@@ -13,7 +13,12 @@ from smqueue.transaction import Transaction
 
 
 def add(
-    keys: Keys, instances: Instances, machines: Sequence[StateMachine], commit_id: str, exist_ok: bool = False
+    keys: Keys,
+    instances: Instances,
+    machines: Sequence[StateMachine],
+    commit_id: str,
+    exist_ok: bool = False,
+    max_active: int | None = None,
 ) -> Steps[Done[list[str]]]:
     """Start machines, all or none; 2 round trips.
 
@@ -25,15 +30,16 @@ def add(
     Raises:
         UnknownModule, StateAlreadyExists, StateAlreadyTerminal, InvalidState: For the first that cannot be added;
             nothing was written.
+        TooManyActive: See ``autocommit``.
         CommitFailed: After 100 conflicts.
     """
     existing: dict[str, str] = {}
 
     def run(tx: Transaction) -> list[str]:
         placed = tx.fresh(machines, existing, commit_id, exist_ok)
-        tx.spawned = [one for one in placed if one.record not in existing]
+        tx.starting = [one for one in placed if one.record not in existing]
         return [one.record for one in placed]
 
-    done = yield from autocommit(keys, instances, None, run, commit_id)
+    done = yield from autocommit(keys, instances, None, run, commit_id, max_active=max_active)
     made = {one.placed.record: one.active.machine for one in done.machines}
     return done._replace(value=[made.get(record) or existing[record] for record in done.value])

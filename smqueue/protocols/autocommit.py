@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from smqueue.errors import CommitFailed
+from smqueue.errors import CommitFailed, TooManyActive
 from smqueue.instances import Instances
 from smqueue.keys import Keys
 from smqueue.protocols.bounds import MARKER_S
 from smqueue.protocols.decide import Look, decide
 from smqueue.protocols.spawn import Spawned, start, tail, unbegun
 from smqueue.records import Active, Placed
-from smqueue.roundtrip import LostReply, Steps, back_off, commit, read
+from smqueue.roundtrip import Command, LostReply, Steps, back_off, commit, read
 from smqueue.standing import parse_inactive, watched
 from smqueue.transaction import Transaction
 
@@ -38,12 +38,18 @@ def autocommit(
     fn: Callable[[Transaction], T],
     commit_id: str,
     max_attempts: int = 100,
+    max_active: int | None = None,
 ) -> Steps[Done[T]]:
     """Run ``fn`` and commit what it did; again when something it has read was changed meanwhile.
 
     2 round trips when ``fn`` reads nothing but what its new machines need, one more for each dependent read.
 
+    ``max_active`` is compared with the length of ``schedule``, where each active machine has an entry, and one more for
+    each of its triggers with code (requests, retention and cancellations under way have one, too). That is a look
+    without a WATCH, or all that add would be in each other's way: what others add until the EXEC is not seen.
+
     Raises:
+        TooManyActive: With the new machines there would be more than ``max_active`` in this shard; nothing was written.
         CommitFailed: After ``max_attempts`` conflicts.
         LostReply: After ``MAX_LOST`` replies were lost; whether it was applied is not known.
         Exception: What ``fn`` raised; nothing was written.
@@ -65,15 +71,19 @@ def autocommit(
             tx, value = decided
             checks = tx.buffer.checks()
             once = (
-                [] if tx.spawned else [keys.marker(commit_id)]
+                [] if tx.starting else [keys.marker(commit_id)]
             )  # whichever of its attempts comes first, no second one
-            yield from look.fetch(once, [*checks, watched(keys), ("TIME",)], check=[str(c[1]) for c in checks])
+            counted: Command = ("ZCARD", keys.schedule)
+            looks = [*checks, watched(keys), ("TIME",), *([] if max_active is None else [counted])]
+            yield from look.fetch(once, looks, check=[str(c[1]) for c in checks])
+            if tx.starting and max_active is not None and look.known[counted] + len(tx.starting) > max_active:
+                raise TooManyActive(look.known[counted], len(tx.starting), max_active)
             yield from look.verify(tx)
-            begun |= unbegun(keys, {placed.op for placed in tx.spawned}, look)
-            started = yield from start(keys, instances, tx.spawned, look, commit_id)
+            begun |= unbegun(keys, {placed.op for placed in tx.starting}, look)
+            started = yield from start(keys, instances, tx.starting, look, commit_id)
             ending, requests = tail(keys, tx, look.now_us, started.due)
             commands = [*started.commands, *ending]
-            if not tx.spawned and commands:
+            if not tx.starting and commands:
                 commands.insert(0, ("SET", keys.marker(commit_id), "1", "EX", MARKER_S))
             committing = Done(value, started.machines, requests, started.due, bool(look.known[watched(keys)]))
             replies = yield from commit(commands)

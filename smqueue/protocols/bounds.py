@@ -20,5 +20,9 @@ MARKER_S = 60
 RESENDS = 10
 """How often a script that recognises its own repetition is sent, when replies are lost."""
 
+REQUESTS_KEPT = 10_000
+"""Requests that may wait for a worker before a client is refused. What a transition has left counts, and is never
+refused."""
+
 UPDATES_KEPT = 10_000
 """Updates of all operations kept for those who follow them, about; 160 bytes each and more."""

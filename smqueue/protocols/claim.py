@@ -9,7 +9,7 @@ from smqueue.errors import SmqueueError, UndecodableRecord
 from smqueue.instances import Instances
 from smqueue.keys import Keys
 from smqueue.protocols.bounds import HINT_MS, LEASE_MS, PARK_MS, RESEND_MS
-from smqueue.records import Active, Machine, Placed, deadline_ms, kind_of
+from smqueue.records import Active, Machine, Placed, deadline_ms, kind_of, label_of
 from smqueue.roundtrip import Steps, call, text
 
 
@@ -167,13 +167,13 @@ def parse_row(instances: Instances, row: Sequence[Any], now_us: int) -> Claimed 
     """
     entry, raw_machine, raw_race, raw_active = row
     if not isinstance(raw_machine, bytes):
-        raise UndecodableRecord(f"its machine key is unreadable: {raw_machine}")
+        raise UndecodableRecord(f"its machine key is unreadable: {type(raw_machine).__name__}")
     machine = Machine.parse(raw_machine)
     if not isinstance(raw_active, bytes):
-        raise UndecodableRecord(f"no active record {machine.field} in operation {machine.op}")
+        raise UndecodableRecord(f"no active record for {label_of(machine.field)} in operation {machine.op}")
     active = Active.parse(raw_active)
     if not isinstance(raw_race, list):
-        raise UndecodableRecord(f"its race is unreadable: {raw_race}")
+        raise UndecodableRecord(f"its race is unreadable: {type(raw_race).__name__}")
     flat = [text(part) for part in raw_race]
     race = dict(zip(flat[::2], flat[1::2], strict=True))
     _, placed = instances.load(machine.op, machine.field, active.version)

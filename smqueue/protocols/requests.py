@@ -9,8 +9,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from smqueue.errors import OutboxFull, error_text
 from smqueue.keys import Keys
-from smqueue.protocols.bounds import HINT_MS, LEASE_MS, RESENDS
+from smqueue.protocols.bounds import HINT_MS, LEASE_MS, REQUESTS_KEPT, RESENDS
 from smqueue.roundtrip import Steps, call, commit, repeat, text
 
 plain = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -56,15 +57,27 @@ def postpone(keys: Keys, request: Request) -> Steps[None]:
     yield from call("postpone", (keys.requests,), (request.raw, item, delay_ms), lambda _: None)
 
 
+def set_aside(keys: Keys, request: Request, error: Exception) -> Steps[None]:
+    """It can never be done: kept where somebody may look, with its error; 1 round trip."""
+    item = plain({**request.data, "error": error_text(error)})
+    yield from commit([("LREM", keys.requests, 1, request.raw), ("RPUSH", keys.unsent, item)])
+
+
 def remove(keys: Keys, request: bytes) -> Steps[None]:
     """Done; 1 round trip."""
     yield from commit([("LREM", keys.requests, 1, request)])
 
 
 def ask(keys: Keys, data: Mapping[str, Any]) -> Steps[None]:
-    """Ask a worker; 1 round trip. The same id may be asked again: nothing is done twice."""
+    """Ask a worker; 1 round trip. The same id may be asked again: nothing is done twice.
+
+    Raises:
+        OutboxFull: No worker has come to ``REQUESTS_KEPT`` earlier ones yet.
+    """
     names = (keys.requests, keys.schedule, keys.hint, keys.marker("ask:" + str(data["id"])), keys.wake)
-    yield from repeat("ask", names, (stored(data, 0), HINT_MS, ANSWER_S), lambda _: None, RESENDS)
+    args = (stored(data, 0), HINT_MS, ANSWER_S, REQUESTS_KEPT)
+    if not (yield from repeat("ask", names, args, bool, RESENDS)):
+        raise OutboxFull(f"namespace {keys.namespace}", REQUESTS_KEPT, "no worker has come to them; ask again later")
 
 
 def answer(keys: Keys, request: bytes, id: str, body: Mapping[str, Any]) -> Steps[bool]:

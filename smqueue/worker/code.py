@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from smqueue.errors import (
     HandlerTimeout,
     InvalidOutcome,
+    SecretKeyMissing,
     SmqueueError,
     StoreRefused,
     StoreUnavailable,
@@ -41,7 +42,9 @@ log = logging.getLogger("smqueue.triggers")
 UNREADY_MS = 10_000
 """When a trigger whose context or handler could not be had is tried again."""
 UNLIMITED_S = 3_600.0
-"""How long the lease of code without a timeout is renewed at most."""
+"""How long the code of a trigger without a timeout may take, so that no slot of a pool is lost for ever."""
+GRACE_S = 2.0
+"""How long a coroutine that is cancelled may take to clean up."""
 
 
 def run_trigger(engine: Engine, keys: Keys, entry: str, kind: str) -> str:
@@ -73,7 +76,7 @@ def run_trigger(engine: Engine, keys: Keys, entry: str, kind: str) -> str:
         engine.driver.run(runs.again(keys, entry, kind, token, UNREADY_MS, 0, error_text(error)))
         return "AGAIN"
     trigger: Any = handler.trigger
-    limit = (getattr(trigger, "timeout_s", None) or UNLIMITED_S) + 5
+    limit = (getattr(trigger, "timeout_s", None) or UNLIMITED_S) + GRACE_S + 3
     with engine.leases.hold([Lease(keys, schedule_of(keys, kind), entry, token)], limit):
         match trigger:
             case Poll():
@@ -109,7 +112,7 @@ class Attempt:
                 return self.record(value)
             return self.again(pause_ms, "")
         except Exception as error:
-            return self.again(pause_ms, error_text(error))
+            return self.again(pause_ms, self._text(error))
 
     def call(self, fn: Callable[..., Any], timeout_s: float | None, retry: Retry) -> str:
         """Call once; an exception is tried again, or is the outcome when that was the last attempt."""
@@ -121,7 +124,11 @@ class Attempt:
     def task(self, trigger: TaskTrigger[Any, Any]) -> str:
         """Send the user's task, linked to report its end; looked at again in an hour, and sent again under its id."""
         if (ended := self.armed.race.get(f"ended:{self.armed.trigger}")) is not None:
-            return self._recorded(encoded_end(self.engine, self.handler, json.loads(ended)))  # it has ended meanwhile
+            try:
+                end = end_from(self.engine, self.armed.entry, ended)  # it has ended meanwhile
+            except SecretKeyMissing as error:  # left for a worker that has the key
+                return self.again(UNREADY_MS, error_text(error), told=False)
+            return self._recorded(encoded_end(self.engine, self.armed, self.handler, end))
         try:
             self.engine.send_linked(trigger.signature_for(self.armed.placed.state), self)
         except Exception as error:
@@ -132,7 +139,7 @@ class Attempt:
 
     def record(self, value: Any) -> str:
         """Record an outcome; the first of a race stands."""
-        return self._recorded(encoded(self.engine, self.handler, value))
+        return self._recorded(encoded(self.engine, self.armed, self.handler, value))
 
     def _recorded(self, text: str) -> str:
         steps = runs.outcome(self.keys, self.armed.entry, self.armed.kind, text, self.token)
@@ -145,8 +152,8 @@ class Attempt:
         """Try again, or give up and let the handler know."""
         attempts = self.armed.tries + 1
         if retry.exhausted(error, attempts):
-            return self.record(Failed(error_text(error), attempts))
-        return self.again(retry.jittered_ms(attempts), error_text(error))
+            return self.record(Failed(self._text(error), attempts))
+        return self.again(retry.jittered_ms(attempts), self._text(error))
 
     def again(self, delay_ms: int, error: str, told: bool = True) -> str:
         """Run again after a while."""
@@ -158,46 +165,65 @@ class Attempt:
             self.engine.outbound.tell(events.retried(self.id, error or "no answer yet", self.armed.tries + 1))
         return "AGAIN" if done else "STALE"
 
+    def _text(self, error: BaseException) -> str:
+        """An error of the user's code in words, which may hold what the state keeps secret."""
+        return self.engine.instances.without_secrets(error_text(error), self.armed.placed)
+
     def _invoke(self, fn: Callable[..., Any], timeout_s: float | None) -> Any:
-        state, context = self.armed.placed.state, self.context
-        if inspect.iscoroutinefunction(fn):
-            return self.engine.run_async(_bounded(fn(state, context), timeout_s))
-        if timeout_s is None:
-            value = fn(state, context)
-        else:
-            with time_limit(f"trigger {self.handler.name}", timeout_s):
-                value = fn(state, context)
-        return self.engine.run_async(_bounded(value, timeout_s)) if inspect.isawaitable(value) else value
+        what, limit_s = f"trigger {self.handler.name}", timeout_s or UNLIMITED_S
+        with time_limit(what, limit_s):
+            value = fn(self.armed.placed.state, self.context)
+        if not inspect.isawaitable(value):
+            return value
+        with time_limit(what, limit_s + GRACE_S):  # a coroutine that blocks its loop is not cancelled by it
+            return self.engine.run_async(_bounded(value, what, limit_s))
 
 
-def encoded(engine: Engine, handler: Handler, value: Any) -> str:
-    """An outcome as JSON.
+def encoded(engine: Engine, armed: Armed, handler: Handler, value: Any) -> str:
+    """An outcome as it is stored.
 
     Raises:
         InvalidOutcome: It does not fit the handler's annotation.
         TooLarge: It is over the limit.
     """
     try:
-        text = compact(handler.outcome.check(value))
+        data = handler.outcome.check(value)
+        text = compact(data)
     except ValidationProblem as problem:
         raise InvalidOutcome(f"{handler.name}.{problem.field}".rstrip("."), problem.problem) from None
     if (size := len(text.encode())) > engine.instances.limit:
         raise TooLarge(f"outcome of {handler.name}", size, engine.instances.limit)
-    return text
+    return engine.instances.value(handler.outcome, data, armed.placed.op, armed.placed.module)
 
 
-def encoded_end(engine: Engine, handler: Handler, end: Any) -> str:
+def encoded_end(engine: Engine, armed: Armed, handler: Handler, end: Any) -> str:
     """How a user's task has ended, ``{"value": …}`` or ``{"failed": …}``, as an outcome; what does not fit failed."""
     if "failed" in end:
-        return encoded(engine, handler, Failed(str(end["failed"]), 1))
+        return encoded(engine, armed, handler, Failed(str(end["failed"]), 1))
     try:
-        return encoded(engine, handler, end["value"])
+        return encoded(engine, armed, handler, end["value"])
     except (InvalidOutcome, TooLarge) as error:
-        return encoded(engine, handler, Failed(error_text(error), 1))
+        return encoded(engine, armed, handler, Failed(error_text(error), 1))
 
 
-async def _bounded(awaitable: Any, timeout_s: float | None) -> Any:
+def end_to(engine: Engine, entry: str, end: Any) -> str:
+    """An end that is kept for a worker that can read it: one ciphertext, since no schema says what of it is secret."""
+    secrets = engine.instances.secrets
+    return json.dumps(end if secrets.codec is None else {"sealed": secrets.whole(end, entry)})
+
+
+def end_from(engine: Engine, entry: str, kept: str) -> Any:
+    """What ``end_to`` was given."""
+    end = json.loads(kept)
+    return engine.instances.secrets.opened_whole(end["sealed"], entry) if "sealed" in end else end
+
+
+async def _bounded(awaitable: Any, what: str, timeout_s: float) -> Any:
+    bound = asyncio.timeout(timeout_s)
     try:
-        return await asyncio.wait_for(awaitable, timeout_s)
+        async with bound:
+            return await awaitable
     except TimeoutError:
-        raise HandlerTimeout("the trigger", timeout_s) from None
+        if not bound.expired():  # the code's own
+            raise
+        raise HandlerTimeout(what, timeout_s) from None

@@ -18,6 +18,7 @@ from smqueue.instances import Instances
 from smqueue.keys import Keys
 from smqueue.leases import Leases
 from smqueue.limits import time_limit
+from smqueue.schemas import HIDDEN
 from smqueue.worker.outbound import CeleryOutbound
 
 if TYPE_CHECKING:
@@ -76,7 +77,11 @@ class Engine:
     def run_async(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine to its end: on the hosting loop if this process has one, else on one of its own."""
         if self.loop is not None and self.loop_pid == os.getpid() and self.loop.is_running():
-            return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+            running = asyncio.run_coroutine_threadsafe(work, self.loop)
+            try:
+                return running.result()
+            finally:
+                running.cancel()  # when this thread was interrupted
         return asyncio.run(work)
 
     def send_linked(self, signature: Any, attempt: Attempt) -> None:
@@ -91,9 +96,12 @@ class Engine:
         sent: Any = self.app.signature(signature).clone()
         sent.link(done)
         sent.link_error(failed)
+        shown = {"task": sent.task, "args": sent.args, "kwargs": sent.kwargs}
+        if armed.placed.type.codec.secret_fields:  # they come from the state
+            shown |= {"args": HIDDEN, "kwargs": HIDDEN}
         sent.apply_async(
             task_id=attempt.id,
             shadow=attempt.label,
             argsrepr=repr((armed.machine.op, armed.active.machine)),
-            kwargsrepr=repr({"task": sent.task, "args": sent.args, "kwargs": sent.kwargs}),
+            kwargsrepr=repr(shown),
         )

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 
+from smqueue.errors import BrokerUnavailable
 from smqueue.instances import Instances
 from smqueue.protocols.claim import Armed
 from smqueue.protocols.transition import attempt_id
@@ -21,6 +23,10 @@ log = logging.getLogger("smqueue.outbound")
 
 PAUSE_S = 1.0
 """For so long after a failure none is tried: the callers of add and signal would wait for it."""
+HINT_EXPIRES_S = 7_200
+"""Producers without any worker leave a hint a second and shard: a worker that comes throws away those older than this,
+unless its clock is that much behind. Not shorter: of a worker whose clock is that much ahead it would be all of them,
+and what is due would have to wait for its pump."""
 
 
 class CeleryOutbound:
@@ -36,7 +42,7 @@ class CeleryOutbound:
     def hint(self, namespace: str, shard: int) -> None:
         """See ``Outbound``; one that cannot be sent is not needed: the pump of a worker finds what is due."""
         queue = queue_of(self._app, "smqueue_transition_queue")
-        self._send("smqueue.transition", (namespace, shard), queue=queue)
+        self._send("smqueue.transition", (namespace, shard), queue=queue, expires=HINT_EXPIRES_S)
 
     def trigger(self, armed: Armed) -> None:
         """See ``Outbound``."""
@@ -56,7 +62,10 @@ class CeleryOutbound:
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str, options: Mapping[str, Any]
     ) -> None:
         """See ``Outbound``."""
-        self._app.send_task(name, args=list(args), kwargs=dict(kwargs), **{"task_id": task_id, **options})
+        try:
+            self._app.send_task(name, args=list(args), kwargs=dict(kwargs), **{"task_id": task_id, **options})
+        except (OperationalError, OSError) as error:
+            raise BrokerUnavailable(str(error) or type(error).__name__) from error
 
     def armed(self, placed: Placed, active: Active, arming: str) -> None:
         """See ``Outbound``."""
@@ -88,7 +97,9 @@ class CeleryOutbound:
             return
         try:
             with self._senders.acquire() as producer:
-                self._app.send_task(name, args=args, ignore_result=True, retry=False, producer=producer, **options)
+                self._app.send_task(
+                    name, args=args, serializer="json", ignore_result=True, retry=False, producer=producer, **options
+                )
         except Exception as error:  # kombu raises a dozen kinds; all mean that the broker did not take it
             self._again_at = time.monotonic() + PAUSE_S
             if not self._failing:

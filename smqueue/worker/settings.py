@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import Celery
 
+from smqueue.chain import SHORTEST, Chain
 from smqueue.deployment import DEFAULT_NAMESPACE, Settings
 from smqueue.errors import DefinitionError, EagerRefused, NoDeployment
 
@@ -18,6 +19,7 @@ class Given:
 
     url: str | None = None
     namespace: str | None = None
+    durability: str | None = None
 
 
 def settings_of(app: Celery, given: Given) -> Settings:
@@ -35,7 +37,32 @@ def settings_of(app: Celery, given: Given) -> Settings:
     if not url:
         raise NoDeployment
     namespace = given.namespace or conf.get("smqueue_namespace") or os.environ.get("SMQUEUE_NAMESPACE")
-    return Settings(url, namespace or DEFAULT_NAMESPACE, whole(app, "smqueue_shards", 1))
+    durability = given.durability or conf.get("smqueue_durability") or None
+    check_durability(durability, "the Celery configuration")
+    return Settings(url, namespace or DEFAULT_NAMESPACE, whole(app, "smqueue_shards", 1), durability)
+
+
+def check_durability(durability: Any, where: str) -> None:
+    """Raises DefinitionError for one that there is not."""
+    if durability not in (None, "fsync", "replica"):
+        raise DefinitionError(f"durability is {durability!r}; there are 'fsync' and 'replica', and None", where)
+
+
+def history_chain(app: Celery | None) -> Chain | None:
+    """What seals the steps of histories; ``None`` when no key is set. Without an application the environment counts.
+
+    Raises:
+        DefinitionError: The key is too short.
+    """
+    conf: Any = app.conf if app is not None else {}
+    key = conf.get("smqueue_history_key") or os.environ.get("SMQUEUE_HISTORY_KEY")
+    if not key:
+        return None
+    if len(str(key)) < SHORTEST:
+        raise DefinitionError(
+            f"smqueue_history_key has {len(str(key))} characters: give it at least {SHORTEST}", "the configuration"
+        )
+    return Chain(str(key))
 
 
 def whole(app: Celery, name: str, default: int) -> int:

@@ -6,12 +6,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from datetime import timedelta
 from typing import Any
 
 from celery import bootsteps
 
+from smqueue import limits
 from smqueue.errors import SmqueueError, StoreRefused, StoreUnavailable, error_text
 from smqueue.protocols.claim import pump
+from smqueue.retry import Retry
 from smqueue.worker.engine import Engine
 from smqueue.worker.events import Onlooker
 from smqueue.worker.hosting import Host
@@ -23,7 +26,11 @@ LONGEST_S = 0.2
 """The pump looks at least this often: an earlier deadline may have come meanwhile."""
 WATCHED_S = 1.0
 WATCHED_KEPT_S = 5
-BACK_OFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+BACK_OFF = Retry(base=timedelta(milliseconds=200), cap=timedelta(seconds=2))
+"""Of a pump whose server is away, on top of what the driver waits."""
+BROKEN_S = 5.0
+RECONNECT_S = 0.5
+"""At least so long from one connection to the broker to the next: Celery ends what restarts five times in a second."""
 CAPACITY = 20_000
 
 
@@ -86,6 +93,7 @@ class Pump(bootsteps.StartStopStep):
                     told_at = time.monotonic()
                     for keys in engine.executor.deployment.all_keys():
                         engine.driver.command("SET", keys.watched, "1", "EX", WATCHED_KEPT_S)
+                _tell_overruns(worker)
                 wait_s = self._round(engine, host)
                 if failures:
                     log.warning("namespace %s: Redis answers again", engine.namespace)
@@ -94,11 +102,11 @@ class Pump(bootsteps.StartStopStep):
                 if failures == 0:
                     away = isinstance(error, StoreUnavailable | StoreRefused)
                     log.error("%s%s", error, "; trying again until it answers" if away else "")
-                wait_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
                 failures += 1
+                wait_s = BACK_OFF.jittered_ms(failures) / 1000
             except Exception:
                 log.exception("the pump failed, and goes on")
-                wait_s = BACK_OFF_S[-1]
+                wait_s = BROKEN_S
             wake.wait(wait_s)
             wake.clear()
 
@@ -115,6 +123,20 @@ class Pump(bootsteps.StartStopStep):
         return wait_ms / 1000
 
 
+def _tell_overruns(worker: Any) -> None:
+    """Say once of each slot that is lost to code that cannot be interrupted, and when no slot is left."""
+    found = limits.overruns()
+    for one in found:
+        if not one.told:
+            one.told = True
+            lost, of = len(found), worker.concurrency
+            log.error(
+                "%s runs longer than its limit of %g s, and on this pool nothing can interrupt it: its machine is "
+                "tried elsewhere, its slot is lost until it returns; %d of %d are lost%s",
+                *(one.what, one.limit_s, lost, of, ": restart this worker, it can do nothing" if lost >= of else ""),
+            )
+
+
 def load_modules(engine: Engine) -> None:
     """Import the modules that were given by name: what is wrong with one is said now, not when a machine needs it."""
     for module in engine.instances.ids():
@@ -125,17 +147,25 @@ def load_modules(engine: Engine) -> None:
 
 
 def _outlive_broker(consumer: Any) -> None:
-    """Closing a broken connection is no reason to end.
+    """Neither closing a broken connection nor a broker that refuses for a while is a reason to end.
 
     Where messages were reserved and not acknowledged, kombu's Redis transport fails with AttributeError when it is
     closed for the second time, and Celery takes that as unrecoverable: a broker that restarts would end its workers.
     Held by ``test_a_server_that_comes_back_loses_nothing_that_was_acknowledged`` in ``tests/faults``.
+
+    So does Celery take what a Redis broker says that is out of memory, read-only or short of replicas; but that passes.
+    What is refused before anything was consumed is a wrong configuration, and ends the worker as ever. Held by
+    ``test_a_broker_that_refuses_for_a_while_ends_no_worker`` there.
     """
     if consumer is None:
         return
-    connect = consumer.connect
+    connect, loop = consumer.connect, consumer.loop
+    connected_at = -RECONNECT_S
 
     def connect_guarded() -> Any:
+        nonlocal connected_at
+        time.sleep(max(0.0, connected_at + RECONNECT_S - time.monotonic()))
+        connected_at = time.monotonic()
         connection = connect()
         close = connection.close
 
@@ -148,7 +178,14 @@ def _outlive_broker(consumer: Any) -> None:
         connection.close = close_guarded
         return connection
 
-    consumer.connect = connect_guarded
+    def loop_guarded(*args: Any) -> None:
+        consumer.connection_errors = (*consumer.conninfo.connection_errors, *consumer.channel_errors)  # from now on
+        try:
+            loop(*args)
+        except consumer.channel_errors as error:
+            raise ConnectionError(f"the broker refuses: {error}") from error
+
+    consumer.connect, consumer.loop = connect_guarded, loop_guarded
 
 
 def _check_queues(worker: Any) -> None:

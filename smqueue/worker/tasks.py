@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from smqueue.errors import (
     DefinitionError,
     InvalidInput,
     NewerRecord,
+    SecretKeyMissing,
     StoreRefused,
     StoreUnavailable,
     UnknownModule,
@@ -23,8 +23,9 @@ from smqueue.errors import (
 )
 from smqueue.protocols import runs
 from smqueue.relay import machines_from_json
-from smqueue.worker.code import encoded_end, run_trigger
+from smqueue.worker.code import encoded_end, end_to, run_trigger
 from smqueue.worker.engine import Engine
+from smqueue.worker.incoming import QuietRequest
 
 log = logging.getLogger("smqueue.tasks")
 
@@ -79,7 +80,8 @@ class Engines:
 
 def register(app: Any, engines: Engines) -> None:
     """Define smqueue's tasks on an application."""
-    hint: dict[str, Any] = {"ignore_result": True, "acks_late": False, "shared": False}
+    ours: dict[str, Any] = {"shared": False, "serializer": "json", "Strategy": "smqueue.worker.incoming:json_only"}
+    hint: dict[str, Any] = {**ours, "ignore_result": True, "acks_late": False}
 
     @app.task(name="smqueue.transition", time_limit=HARD_LIMIT_S, **hint)
     def transition(namespace: str, shard: int) -> None:
@@ -93,7 +95,9 @@ def register(app: Any, engines: Engines) -> None:
             run_trigger(engine, engine.executor.deployment.keys(operation_id), entry, kind)
         raise Ignore  # how the race ends is told by the transition; Celery's own "succeeded" would be wrong
 
-    late: dict[str, Any] = {**hint, "acks_late": True}  # these carry a result: a worker that dies hands them on
+    # They carry a result, which may be a secret; a worker that dies hands them on.
+    late: dict[str, Any] = {**hint, "acks_late": True, "Request": QuietRequest}
+    called: dict[str, Any] = {**ours, "ignore_result": False, "Request": QuietRequest}
 
     @app.task(name="smqueue.ended", **late)
     def ended(result: Any = None, *, entry: str, namespace: str) -> None:
@@ -104,13 +108,13 @@ def register(app: Any, engines: Engines) -> None:
         error = error_text(exc) if isinstance(exc, BaseException) else "task failed"
         _record(engines.get(namespace), entry, {"failed": error})
 
-    @app.task(name="smqueue.add", shared=False, ignore_result=False)
+    @app.task(name="smqueue.add", **called)
     def add(machines: Sequence[Mapping[str, Any]], exist_ok: bool = False, namespace: str | None = None) -> list[str]:
         engine = engines.get(namespace, modules_of(machines))
         given = machines_from_json(engine.instances, machines)
         return [str(machine) for machine in engine.executor.add_state_machines(given, exist_ok)]
 
-    @app.task(name="smqueue.signal", shared=False, ignore_result=False)
+    @app.task(name="smqueue.signal", **called)
     def signal(
         operation_id: str,
         signal: str,
@@ -146,7 +150,7 @@ def _record(engine: Engine, entry: str, end: dict[str, Any]) -> None:
         try:
             return _record_now(engine, entry, end)
         except StoreUnavailable as error:
-            log.warning("the end of a task is not recorded yet: %s", error)
+            log.log(logging.DEBUG if attempt else logging.WARNING, "the end of a task is not recorded yet: %s", error)
             time.sleep(min(0.2 * 2**attempt, 5.0))
     return _record_now(engine, entry, end)
 
@@ -158,10 +162,11 @@ def _record_now(engine: Engine, entry: str, end: dict[str, Any]) -> None:
             if armed is None:
                 continue
             handler = engine.instances.handlers(armed.placed)[armed.trigger]
-            said, hint = engine.driver.run(runs.outcome(keys, entry, armed.kind, encoded_end(engine, handler, end)))
-        except (UnknownModule, NewerRecord, KeyError):  # a worker that has the module will read it
+            value = encoded_end(engine, armed, handler, end)
+            said, hint = engine.driver.run(runs.outcome(keys, entry, armed.kind, value))
+        except (UnknownModule, NewerRecord, SecretKeyMissing, KeyError):  # a worker that has the module will read it
             said, hint = "UNREAD", False
         if said in {"LOST", "LATE", "UNREAD"}:
-            engine.driver.run(runs.keep_end(keys, entry, json.dumps(end)))
+            engine.driver.run(runs.keep_end(keys, entry, end_to(engine, entry, end)))
         if hint:
             engine.outbound.hint(keys.namespace, keys.shard)

@@ -111,11 +111,12 @@ def default_worker_env(default_worker_env: dict[str, str]) -> dict[str, str]:
     return default_worker_env | {"SMQUEUE_URL": default_worker_env["CELERY_BROKER_URL"], "SMQUEUE_NAMESPACE": NAMESPACE}
 
 
-def _worker_container() -> Any:
+def worker_container(env: str = "default_worker_env") -> Any:
+    """A fixture: the container of one more worker, with the environment of the fixture named."""
     return container(  # pyright: ignore[reportCallIssue]  its fixture fills in the rest
         image="{celery_base_worker_image.id}",
         ports=fxtr("default_worker_ports"),
-        environment=fxtr("default_worker_env"),
+        environment=fxtr(env),
         network="{default_pytest_celery_network.name}",
         volumes={"{default_worker_volume.name}": DEFAULT_WORKER_VOLUME},
         wrapper_class=CeleryWorkerContainer,
@@ -124,8 +125,8 @@ def _worker_container() -> Any:
     )
 
 
-second_worker_container = _worker_container()
-third_worker_container = _worker_container()
+second_worker_container = worker_container()
+third_worker_container = worker_container()
 
 
 @pytest.fixture

@@ -594,7 +594,7 @@ runs: list[str] = []
 misbehaving = Module(
     "misbehaving",
     retry=Retry(max_attempts=3, base=timedelta(milliseconds=1)),
-    handler_timeout=timedelta(milliseconds=50),
+    handler_timeout=timedelta(milliseconds=500),
 )
 
 

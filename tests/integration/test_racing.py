@@ -275,7 +275,7 @@ def test_a_deadline_counts_at_its_time_not_when_noticed(play: Play, rival: str) 
     """What comes after a deadline that nobody has noticed yet does not win; what comes before does (semantics 15)."""
     answers.clear()
     local = play(brief=brief)
-    sent = {op: _armed(local, op, Brief(ms))["answered"] for op, ms in (("short", 40), ("long", 60_000))}
+    sent = {op: _armed(local, op, Brief(ms))["answered"] for op, ms in (("short", 2_000), ("long", 60_000))}
     answers["short/slow"] = answers["long/slow"] = 5
     started = {op: _start(local, armed) for op, armed in sent.items()}
 
@@ -284,11 +284,11 @@ def test_a_deadline_counts_at_its_time_not_when_noticed(play: Play, rival: str) 
             return local.executor.signal(op, late_signal)
         return started[op]()
 
-    local.wait_past(local.stored("short", Brief(40)).armed["timed_out"])
+    local.wait_past(local.stored("short", Brief(2_000)).armed["timed_out"])
     assert come("short") in {Delivery.BUFFERED, "LATE"}
     assert come("long") in {Delivery.DELIVERED, "RECORDED"}
     local.run()
-    assert local.inactive("short")[-1] == Over(40, "deadline")
+    assert local.inactive("short")[-1] == Over(2_000, "deadline")
     assert local.inactive("long")[-1] == Over(60_000, "signal" if rival == "signal" else "call")
 
 

@@ -133,8 +133,51 @@ def test_a_server_that_goes_and_comes_back(tmp_path: Path) -> None:
             with raises(StoreUnavailable):
                 CALLS[call](executor)
         server.start()
-        assert executor.contains_active_state(StateMachine("op", Begun(1)))
+        assert wait_until(lambda: answer(executor), "the circuit to close")
         executor.cancel("op")
+
+
+def answer(executor: Executor) -> bool:
+    """Whether the server answers, with the machine that was acknowledged."""
+    try:
+        return executor.contains_active_state(StateMachine("op", Begun(1)))
+    except StoreUnavailable:
+        return False
+
+
+def test_a_restart_is_no_error_of_its_callers(tmp_path: Path) -> None:
+    """A server that restarts while producers add costs them a delay, and none of them an error; what was acknowledged
+    is there. (semantics 5)"""
+    with tempfile.TemporaryDirectory(prefix="smq") as data, EmbeddedServer(Path(data), fsync="always") as server:
+        executor = executor_at(server.url)
+        executor.has_active_states("op")
+        driver: Any = executor.deployment.driver
+        driver._circuit.patience_s = 60  # of the machine that this runs on, nothing is known
+        added: list[str] = []
+        errors: list[Exception] = []
+        done = threading.Event()
+
+        def produce(who: str) -> None:
+            while not done.is_set() and not errors:
+                try:
+                    executor.add_state_machines([StateMachine(f"{who}-{len(added)}", Begun(1))])
+                    added.append(who)
+                except Exception as error:
+                    errors.append(error)
+
+        producers = [threading.Thread(target=produce, args=(f"p{n}",)) for n in range(4)]
+        for producer in producers:
+            producer.start()
+        for _ in range(3):
+            so_far = len(added)
+            wait_until(lambda so_far=so_far: len(added) > so_far + 20 or errors, "machines to be added")
+            server.stop()
+            server.start()
+        done.set()
+        for producer in producers:
+            producer.join(70)
+        assert errors == []
+        assert len(list(executor.get_active_operations())) == len(added)
 
 
 # --- a server that refuses -------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def went(tx: Transaction, state: Wait, got: Go, context: Context) -> Wait | Mid 
         case 2:
             return Mid(0)
         case 3:
-            tx.add_state_machines([StateMachine("child", Mid(7))])
+            tx.add_state_machines([StateMachine("child", Mid(ord(got.id[0])))])
             tx.signal("child", "go", {"id": f"{got.id}-1", "n": 1})
             tx.send_task("print", args=[got.id])
             return Done("sent")

@@ -15,6 +15,9 @@ from celery import Celery
 from celery.app.defaults import SETTING_KEYS
 from kombu.transport.redis import Channel
 
+from smqueue.worker.application import settings as default_settings
+from smqueue.worker.tasks import HARD_LIMIT_S
+
 PATH = Path(__file__).parents[2] / "celeryconfig.py"
 VARIABLES = (
     "SMQUEUE_URL",
@@ -146,3 +149,13 @@ def test_celery_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not app.conf.task_reject_on_worker_lost
     assert app.conf.worker_prefetch_multiplier == 1
     assert app.conf["smqueue_shards"] == 1
+
+
+def test_unacknowledged_messages_are_kept_apart() -> None:
+    """Celery keeps them by database, not by queue: under names of our own no other application there delivers ours
+    again, nor do we deliver its; and the time until that happens is longer than any task of ours."""
+    options = settings()["broker_transport_options"]
+    for name in ("unacked_key", "unacked_index_key", "unacked_mutex_key"):
+        assert options[name] not in {getattr(Channel, name), ""}
+    assert options["visibility_timeout"] >= 2 * HARD_LIMIT_S
+    assert default_settings("redis://h/0", "n", "redis://h/0")["broker_transport_options"] == options
