@@ -367,7 +367,7 @@ class Executor:
         while True:
             cursor, flat = driver.command("HSCAN", keys.active(operation_id), cursor, "COUNT", 500)
             for field, raw in zip(flat[::2], flat[1::2], strict=True):
-                steps = control.retry(keys, self.instances, operation_id, field.decode(), raw, new_id())
+                steps = control.retry(keys, self.instances, operation_id, field.decode(errors="replace"), raw, new_id())
                 was, hint = driver.run(steps)
                 count += was
                 if hint:

@@ -16,7 +16,7 @@ from smqueue.errors import SmqueueError
 from smqueue.instances import Instances
 from smqueue.keys import Keys, decode, digest, schedule_of
 from smqueue.queries import InactiveState, inactive_state, moment
-from smqueue.records import Active, Field, Machine, Placed, kind_of, label_of
+from smqueue.records import Active, Field, Item, Machine, Placed, kind_of, label_of
 from smqueue.roundtrip import Steps, read
 from smqueue.standing import parse_inactive
 from smqueue.states import StateMachine, check_operation_id
@@ -87,13 +87,13 @@ class BufferedSignals:
         module: The module instance.
         signal: Their name.
         count: How many.
-        oldest: When the first was accepted.
+        oldest: When the first was accepted; ``None`` when it cannot be read.
     """
 
     module: str
     signal: str
     count: int
-    oldest: datetime
+    oldest: datetime | None
 
 
 @dataclass(frozen=True)
@@ -245,12 +245,19 @@ def control_keys(keys: Keys, op: str, module: str, type_name: str) -> tuple[str,
     return keys.control(op), keys.control_module(module), keys.control_module(module, type_name)
 
 
+def _accepted(raw: bytes) -> datetime | None:
+    try:
+        return moment(Item.parse(raw).at_us)
+    except ValueError:
+        return None
+
+
 def _buffered(keys: Keys, names: Sequence[tuple[str, str]], op: str) -> Steps[list[BufferedSignals]]:
     looks = [("LLEN", keys.inbox(op, *name)) for name in names] + [("LINDEX", keys.inbox(op, *n), 0) for n in names]
     replies = (yield from read([], *looks)) if looks else []
     lengths, heads = replies[: len(names)], replies[len(names) :]
     return [
-        BufferedSignals(module, signal, length, moment(json.loads(oldest)["at"]))
+        BufferedSignals(module, signal, length, _accepted(oldest))
         for (module, signal), length, oldest in zip(names, lengths, heads, strict=True)
         if length
     ]

@@ -166,6 +166,13 @@ class Item(NamedTuple):
 
     @classmethod
     def parse(cls, raw: bytes) -> Item:
-        """The payload stays encoded."""
-        data = json.loads(raw)
-        return cls(raw, compact(data["payload"]), data.get("machine"), int(data["at"]))
+        """The payload stays encoded. Raises ValueError when it is none."""
+        try:
+            data = json.loads(raw)
+        except RecursionError:
+            data = None
+        match data:
+            case {"payload": payload, "at": int(at_us)}:
+                return cls(raw, compact(payload), data.get("machine"), at_us)
+            case _:
+                raise ValueError("not a signal")

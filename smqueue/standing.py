@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from smqueue.errors import SmqueueError, UndecodableRecord
@@ -80,9 +81,15 @@ def standing(keys: Keys, instances: Instances, placed: Placed, known: Mapping[Co
 
 def parse_inactive(raw: bytes) -> dict[str, Any]:
     """The value of an inactive record; raises ValueError when it is not one."""
-    data = json.loads(raw)
-    if not isinstance(data, dict) or "machine" not in data:
-        raise ValueError("not the value of an inactive record")
+    try:
+        data = json.loads(raw)
+    except RecursionError:
+        data = None
+    match data:
+        case {"machine": str(), "step": int(), "at": int(), "exited": int(), "version": int(), "visits": int()}:
+            pass
+        case _:
+            raise ValueError("not the value of an inactive record")
     return data  # pyright: ignore[reportUnknownVariableType]
 
 
@@ -139,8 +146,13 @@ def head(inbox: str) -> Command:
 
 
 def first_for(items: list[bytes], machine: str) -> Item | None:
-    """The oldest signal that is for anyone, or for this machine."""
-    return next((item for item in map(Item.parse, items) if item.machine in {None, machine}), None)
+    """The oldest signal that is for anyone, or for this machine; garbage is for nobody."""
+    for raw in items:
+        with suppress(ValueError):
+            item = Item.parse(raw)
+            if item.machine in {None, machine}:
+                return item
+    return None
 
 
 def arrival_looks(keys: Keys, instances: Instances, placed: Placed) -> Look:

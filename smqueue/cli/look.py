@@ -165,7 +165,7 @@ def _rows(found: Explanation, instances: Instances) -> Iterable[dict[str, Any]]:
         yield record | {"cancelled": state.cancelled, "merged_into": state.merged_into, "losers": state.losers}
     for signals in found.buffered:
         kept = {"kind": "buffered", "operation_id": op, "module": signals.module, "signal": signals.signal}
-        yield kept | {"count": signals.count, "oldest": signals.oldest.isoformat()}
+        yield kept | {"count": signals.count, "oldest": signals.oldest.isoformat() if signals.oldest else None}
 
 
 def _record(instances: Instances, op: str, field: str) -> dict[str, Any]:

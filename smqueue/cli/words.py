@@ -35,10 +35,8 @@ def told(explanation: Explanation, now: datetime) -> list[str]:
         lines += [f"{label_of(field)}: {_end(state)}." for field, state in explanation.stored if _is_end(state)]
     for signals in explanation.buffered:
         several = f"{signals.count} signals are" if signals.count > 1 else "1 signal is"
-        lines.append(
-            f"{several} kept for which nobody waits: {signals.module}.{signals.signal}, "
-            f"the oldest for {span(now - signals.oldest)}."
-        )
+        since = f"the oldest for {span(now - signals.oldest)}" if signals.oldest else "the oldest unreadable"
+        lines.append(f"{several} kept for which nobody waits: {signals.module}.{signals.signal}, {since}.")
     return lines
 
 

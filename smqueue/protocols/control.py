@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -187,7 +188,10 @@ def _end_all(
             commands += [("HDEL", keys.active(op), one.raw), ("DEL", keys.machine(record), keys.race(record))]
         commands.append(("HDEL", keys.quarantine, record))
         past = look.known["HGET", keys.inactive(op), one.field]
-        before = parse_inactive(past) if past else {}
+        before: dict[str, Any] = {}
+        if past is not None:
+            with suppress(ValueError):  # garbage is overwritten
+                before = parse_inactive(past)
         left = {"machine": one.active.machine, "step": one.active.step, "at": before.get("at", one.active.at_us)}
         left |= {"exited": now_us, "version": one.active.version, "made": one.active.made, "by": commit_id}
         left |= {"visits": before.get("visits", 0) + 1}

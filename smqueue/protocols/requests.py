@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from smqueue.errors import OutboxFull, error_text
 from smqueue.keys import Keys
 from smqueue.protocols.bounds import HINT_MS, LEASE_MS, REQUESTS_KEPT, RESENDS
-from smqueue.roundtrip import Steps, call, commit, repeat, text
+from smqueue.roundtrip import Steps, call, commit, read, repeat, text
 
 plain = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 """ASCII: what a client sends may hold lone surrogates, and it is for a worker to say in which field."""
@@ -58,9 +58,14 @@ def postpone(keys: Keys, request: Request) -> Steps[None]:
 
 
 def set_aside(keys: Keys, request: Request, error: Exception) -> Steps[None]:
-    """It can never be done: kept where somebody may look, with its error; 1 round trip."""
+    """It can never be done: kept where somebody may look, with its error; 2 round trips.
+
+    Only by one: who finds it gone, or changed meanwhile, leaves it as it is, and it is found again.
+    """
     item = plain({**request.data, "error": error_text(error)})
-    yield from commit([("LREM", keys.requests, 1, request.raw), ("RPUSH", keys.unsent, item)])
+    (there,) = yield from read([keys.requests], ("LPOS", keys.requests, request.raw))
+    if there is not None:
+        yield from commit([("LREM", keys.requests, 1, request.raw), ("RPUSH", keys.unsent, item)])
 
 
 def remove(keys: Keys, request: bytes) -> Steps[None]:

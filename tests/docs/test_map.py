@@ -108,7 +108,7 @@ def test_what_a_page_names_is_there(page: str) -> None:
 def test_links_lead_somewhere(page: str) -> None:
     """Links to other pages of the project exist."""
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
-    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+    assert [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()] == []
 
 
 def test_a_name_that_is_gone_is_found() -> None:

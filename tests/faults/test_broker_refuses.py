@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -32,9 +34,13 @@ def test_a_broker_that_refuses_for_a_while_ends_no_worker(refusal: str, pool: st
         client: Any = redis.Redis.from_url(made.state.url, socket_timeout=10)
         with client, Feeder(made, given) as feeder:
             wait_until(lambda: feeder.added - made.active() >= OPERATIONS // 4, "some operations to finish", 60)
+            for worker in workers:  # or they would have taken all before the refusal
+                os.kill(worker.process.pid, signal.SIGSTOP)
             for _ in range(HINTS):  # enough for each to be given one more, whose delivery cannot be noted
                 made.executor.outbound.hint(NAMESPACE, 0)
             client.execute_command(*begin)
+            for worker in workers:
+                os.kill(worker.process.pid, signal.SIGCONT)
             for worker in workers:
                 wait_until(lambda worker=worker: "the broker refuses" in worker.output, f"{worker.name} to notice", 60)
             client.execute_command(*end)

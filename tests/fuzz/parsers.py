@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of all that reads bytes from Redis or JSON: ``python -m tests.fuzz.parsers``.
 
-Takes libFuzzer's options: ``-runs=N`` attempts, ``-max_total_time=S`` seconds, ``-seed=N``. Ends at the first error that
-is not one of those which a parser may raise, with a traceback, and the input in a file ``crash-…``.
+Takes libFuzzer's options: ``-runs=N`` attempts, ``-max_total_time=S`` seconds, ``-seed=N``. Ends at the first error
+that is not one of those which a parser may raise, with a traceback, and the input in a file ``crash-…``.
 """
 
 from __future__ import annotations

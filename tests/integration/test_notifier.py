@@ -286,7 +286,7 @@ def test_nothing_is_missed_between_history_and_live(local: Local, monkeypatch: p
 def test_a_quiet_subscription_ends(local: Local) -> None:
     """With ``timeout`` it ends when nothing has come for so long, and gives its connection back. (semantics 36)"""
     local.add("op", Counting(0))
-    subscribed = lambda: local.redis.pubsub_numsub(local.keys().bell("op"))[0][1]  # noqa: E731
+    subscribed = lambda: local.redis.pubsub_shardnumsub(local.keys().bell("op"))[0][1]  # noqa: E731
     with local.executor.notifier.subscribe("op", timeout=0.05) as updates:
         assert subscribed() == 1
         assert len(list(updates)) == 1

@@ -199,6 +199,9 @@ def _check_accounts(world: World, sent: set[str]) -> None:
         raise Violated(f"the tasks of these transitions were never sent: {unsent}")
     if lost := store.data.get(KEYS.requests):
         raise Violated(f"requests were never done: {lost}")
+    aside: Any = store.data.get(KEYS.unsent, ())
+    if len(aside) > 1 or (world.stage.name == "unsendable" and not aside and "u" not in sent):
+        raise Violated(f"of one task that cannot be sent these were set aside: {aside}")
     _check_visits(store)
     _check_promises(world, set(taken))
 

@@ -161,6 +161,7 @@ MUTATIONS = [
     Mutation("a history that is not begun is not watched", unwatched("history", "active"), "waiting",
              ("add_batch", "cancel")),
     Mutation("a race that is armed anew is not watched", unwatched("race"), "quarantined", ("retry", "signal_stay")),
+    Mutation("requests are not watched", unwatched("requests"), "unsendable", ("relay_unsendable", "relay_unsendable")),
     Mutation("watchers are not watched", unwatched("watchers"), "followed", ("stopped_first", "drain")),
     Mutation("a claim removes its entry", scripted("claim", ("redis.call('ZADD', KEYS[1], now + wait, entry)",
              "redis.call('ZREM', KEYS[1], entry)")), "claimed", ("lease_passes", "drain")),

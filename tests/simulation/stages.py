@@ -187,6 +187,16 @@ def relay_cut_off(p: Process) -> Any:
     return p.relay.other("~requests")
 
 
+def relay_unsendable(p: Process) -> Any:
+    """The same, for a task that can never be sent."""
+
+    def refuse(*_: object) -> None:
+        raise TypeError("what is not JSON")
+
+    p.sent.send_task = refuse  # type: ignore[method-assign]
+    return p.relay.other("~requests")
+
+
 def own(p: Process) -> Any:
     """Who has left requests, and does them now."""
     return p.relay.own(p.notes.get("requests", []))
@@ -218,7 +228,7 @@ def _pass(p: Process, us: int) -> Any:
 ACTORS: list[Actor] = [
     add, add_batch, add_short, signal_stay, signal_end, signal_mid, signal_work, signal_again, drain, stopped_first,
     stopped_second, renew, attempt, attempt_under_way, host, ended_task, pump, pause, resume, cancel, retry, count,
-    spawn, relay, relay_cut_off, own, ask, sweep, deadline_passes, lease_passes,
+    spawn, relay, relay_cut_off, relay_unsendable, own, ask, sweep, deadline_passes, lease_passes,
 ]  # fmt: skip
 
 
@@ -349,6 +359,15 @@ def left_behind(p: Process, store: Store) -> None:
     store.advance(4_100_000)
 
 
+def unsendable(p: Process, store: Store) -> None:
+    """A task was tried to be sent as often as may be, but once."""
+    item = requests.stored(
+        {"kind": "task", "id": "u", "name": "n", "args": ["u"], "kwargs": {}, "options": {}, "tries": 7}, 0
+    )
+    store.do("RPUSH", KEYS.requests, item)
+    store.do("ZADD", KEYS.schedule, store.now_ms, "~requests")
+
+
 def followed(p: Process, store: Store) -> None:
     """One machine waits for a state of an operation, in which another is about to be."""
     p.executor.add_state_machines(_machines(Wait(1)))
@@ -389,7 +408,7 @@ def _claims(p: Process) -> list[Any]:
 
 STAGES: list[Callable[[Process, Store], None]] = [
     empty, waiting, hinted, decided, claimed, ending, staying, again, asking, failing, suspected, paused, pausing,
-    quarantined, left_behind, asked, followed, over, hosted, early,
+    quarantined, left_behind, asked, unsendable, followed, over, hosted, early,
 ]  # fmt: skip
 
 

@@ -365,9 +365,9 @@ def test_of_every_order() -> None:
         world.complete(give_up, None, "parcel-1")
         world.may("it is cancelled", lambda executor: executor.cancel("parcel-1"))
         world.always(lambda w: matched(w.states("parcel-1")[0]))
-        world.after_all(ended)
+        world.after_all(over)
 
-    def ended(world: World) -> None:
+    def over(world: World) -> None:
         assert not world.executor.has_active_states("parcel-1")
 
     try:
