@@ -115,3 +115,11 @@ def test_a_name_that_is_gone_is_found() -> None:
     """The check itself: functions, methods and scripts that are not there are named."""
     text = "`smqueue/keys.py:gone` `smqueue/keys.py:Keys.gone` `smqueue/scripts/gone.lua` `smqueue/keys.py:Keys.held`"
     assert _missing(text) == ["smqueue/keys.py:gone", "smqueue/keys.py:Keys.gone", "smqueue/scripts/gone.lua"]
+
+
+def test_each_promise_names_its_test() -> None:
+    """Every row of the tables of promises has a test."""
+    rows = [line for line in (ROOT / "docs/guarantees.md").read_text().splitlines() if line.count("|") == 3]
+    promises = [row for row in rows if not row.startswith(("| promise |", "|---"))]
+    assert len(promises) > 25
+    assert [row for row in promises if not re.search(r"`tests/[\w/]+\.py:test_\w+`", row)] == []
