@@ -95,9 +95,16 @@ class Site:
             return int(client.delete(*keys)) if keys else 0
 
     def active(self) -> int:
-        """How many operations have active machines."""
+        """How many operations have active machines; asked until a server that restarts is back."""
         driver, keys = self.executor.deployment.driver, self.executor.deployment.all_keys()[0]
-        return int(driver.command("ZCARD", keys.operations))
+
+        def counted() -> list[int]:
+            try:
+                return [int(driver.command("ZCARD", keys.operations))]
+            except StoreUnavailable:
+                return []
+
+        return wait_until(counted, "the server to answer", 60)[0]
 
 
 @contextmanager

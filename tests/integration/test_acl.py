@@ -177,6 +177,8 @@ def test_a_whole_life_under_least_privilege(guarded: Guarded, tmp_path: Path, mo
         client.await_operation("client", 30)
         monkeypatch.setenv("SMQUEUE_URL", guarded.state)
         monkeypatch.setenv("SMQUEUE_NAMESPACE", NAMESPACE)
+        watchers = world.executor.deployment.keys("gone").watchers("gone")
+        guarded.admin.sadd(watchers, "left:behind:by-nobody")  # for the audit to look at
         for command in (["list"], ["show", "client"], ["why", "breaking"], ["verify"]):
             assert run(command) in {0, 1}, command
         local = Local(guarded.state, NAMESPACE, {"brief": brief})
