@@ -34,6 +34,7 @@ CONNECT_TIMEOUT_S = 5.0
 SHORTEST_TIMEOUT_S = 3.0
 """What a URL may set at least: a blocking read or a WAIT takes 2 s, and a slow answer is no lost one."""
 OLDEST = (7, 0)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PASSWORDS = re.compile(r"([?&][a-z_]*password=)[^&]*")
 SCHEMES = ("redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 """Of URLs that name several servers."""
@@ -136,10 +137,11 @@ def exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
 
 def shown(url: str) -> str:
     """A URL without its passwords; also of one that holds unencoded what ends it, ``#``, ``/`` or ``?``."""
-    scheme, separator, rest = url.partition("://")
-    user, at, host = rest.rpartition("@")
+    scheme = _SCHEME.match(url)
+    start = scheme[0] if scheme else ""
+    user, at, host = url[len(start) :].rpartition("@")
     name, colon, _ = user.partition(":")
-    return scheme + separator + name + (":***" if colon else "") + at + _PASSWORDS.sub(r"\1***", host)
+    return start + name + (":***" if colon else "") + at + _PASSWORDS.sub(r"\1***", host)
 
 
 def translated(url: str, error: Exception) -> SmqueueError:

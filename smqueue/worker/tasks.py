@@ -90,8 +90,8 @@ def register(app: Any, engines: Engines) -> None:
 
     @app.task(name="smqueue.trigger", **hint)
     def trigger(operation_id: str, _machine_id: str, entry: str, kind: str, namespace: str) -> None:
-        engine = engines.get(namespace)
-        with _store_may_be_away():
+        with _store_may_be_away():  # the first look at a namespace asks the server, too
+            engine = engines.get(namespace)
             run_trigger(engine, engine.executor.deployment.keys(operation_id), entry, kind)
         raise Ignore  # how the race ends is told by the transition; Celery's own "succeeded" would be wrong
 
