@@ -250,7 +250,7 @@ class Relay:
             value = "null"
         if value is None:
             delay = PARK_MS if there.shard == self.keys.shard else others.LOOK_AGAIN_MS
-            self.driver.run(runs.look_again(self.keys, armed.entry, delay))
+            self.driver.run(runs.look_again(self.keys, armed, delay))
             return
         _, hint = self.driver.run(runs.outcome(self.keys, armed.entry, armed.kind, value))
         if hint:

@@ -59,6 +59,11 @@ class Armed(NamedTuple):
         """How often it has run without an outcome."""
         return int(self.race.get(f"tries:{self.trigger}", 0))
 
+    @property
+    def leased(self) -> str:
+        """The score that its claim gave it: its entry has another one when somebody else has claimed it since."""
+        return self.race.get("leased", "")
+
 
 class Unreadable(NamedTuple):
     """An entry whose record this worker cannot run, and why."""

@@ -107,9 +107,12 @@ def suspect(keys: Keys, entry: str) -> Steps[int]:
     return (yield from call("suspect", (keys.schedule,), (keys.race_prefix, entry), int))
 
 
-def look_again(keys: Keys, entry: str, delay_ms: int) -> Steps[None]:
-    """Nothing to see yet in another operation: look again later, or at once if it has rung meanwhile; 1 round trip."""
-    args = (keys.race_prefix, entry, entry.rpartition(":")[2], delay_ms)
+def look_again(keys: Keys, armed: Armed, delay_ms: int) -> Steps[None]:
+    """Nothing to see yet in another operation: look again later; 1 round trip.
+
+    At once if it has rung meanwhile; and if another has claimed it since, what that one does counts.
+    """
+    args = (keys.race_prefix, armed.entry, armed.trigger, delay_ms, armed.leased)
     return (yield from call("look_again", (keys.schedule,), args, lambda _: None))
 
 

@@ -2,7 +2,8 @@
 -- KEYS  schedule (or hosted), quarantine, watched
 -- ARGV  machine prefix, race prefix, active prefix, count, lease ms, park ms, resend ms, token of the host or ''
 -- Returns {now µs, how many were due, 1 when watched, {row, ..}}; a row is {entry, machine, race, active} for a race that
--- is decided or for a trigger's code that is to run, or {entry} for other work. A cell that is unreadable is nil.
+-- is decided or for a trigger's code that is to run, or {entry} for other work. A cell that is unreadable is nil. The race
+-- has what is not stored: of a trigger 'leased', the score that it has now.
 local machine_prefix, race_prefix, active_prefix = ARGV[1], ARGV[2], ARGV[3]
 local lease, park, resend, token = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 
@@ -43,6 +44,7 @@ local function take(entry, i)
       local sent = redis.call('HINCRBY', race_key, 'sent:' .. trigger, 1)
       wait = math.min(resend * 2 ^ (sent - 1), 300000)
     end
+    race[#race + 1], race[#race + 2] = 'leased', string.format('%.0f', now + wait)
     return wait, {entry, raw, race, active_of(m)}
   end
   if not decided then return math.min(park + i * 97, deadline and deadline - now or park + i * 97) end

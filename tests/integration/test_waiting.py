@@ -441,6 +441,36 @@ def test_a_ring_between_look_and_parking_is_heard(local: Local, monkeypatch: pyt
     local.until(lambda: not local.executor.has_active_states("join"), "it to have joined", timeout_s=5)
 
 
+def test_a_look_in_vain_does_not_park_what_another_has_claimed_since(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It rings after the first look; a second worker claims the entry and dies: its lease brings the entry back soon.
+
+    The first one, slow, has seen nothing and would put it off for an hour. (semantics 35)
+    """
+    from smqueue.protocols import runs
+    from smqueue.protocols.claim import claim
+
+    local.add("late", Sitting(1))
+    local.add("join", Joining("late"))
+    driver, keys = local.executor.deployment.driver, local.executor.deployment.all_keys()[0]
+    park = runs.look_again
+    claimed: list[str] = []
+
+    def claimed_meanwhile(*args: Any) -> Any:
+        if not claimed:
+            local.executor.cancel("late")
+            claimed.extend(it.entry for it in driver.run(claim(keys, local.executor.instances, 10)).triggers)
+        return park(*args)
+
+    monkeypatch.setattr(runs, "look_again", claimed_meanwhile)
+    local.until(lambda: claimed, "a second worker to have claimed the entry")
+    (entry,) = claimed
+    assert float(driver.command("ZSCORE", keys.schedule, entry)) < local.now_ms() + 600_000
+    driver.command("ZADD", keys.schedule, 0, entry)  # the lease has run out
+    local.until(lambda: not local.executor.has_active_states("join"), "it to have joined")
+
+
 # --- signals ---------------------------------------------------------------------------------------------------------
 
 

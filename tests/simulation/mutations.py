@@ -191,7 +191,7 @@ MUTATIONS = [
              "if false then")), "over", ("sweep", "add_short")),
     Mutation("a watcher looks first and registers then", replaced("smqueue.relay.Relay.look", _look_then_register),
              "followed", ("drain", "stopped_first")),
-    Mutation("a look that was in vain forgets a ring", scripted("look_again", ("tonumber(score) > now", "true")),
+    Mutation("a look that was in vain forgets a ring", scripted("look_again", ("if ours then", "if true then")),
              "followed", ("drain", "stopped_first")),
     Mutation("a request is removed after it was done", all_of(scripted("signal", (REMOVED_WITH_IT,
              "not redis.call('LPOS', KEYS[9], ARGV[12])")),
