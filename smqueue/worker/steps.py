@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from datetime import timedelta
+from traceback import walk_tb
 from typing import Any
 
 from celery import bootsteps
@@ -147,11 +148,13 @@ def load_modules(engine: Engine) -> None:
 
 
 def _outlive_broker(consumer: Any) -> None:
-    """Neither closing a broken connection nor a broker that refuses for a while is a reason to end.
+    """Neither a broken connection nor a broker that refuses for a while is a reason to end.
 
     Where messages were reserved and not acknowledged, kombu's Redis transport fails with AttributeError when it is
-    closed for the second time, and Celery takes that as unrecoverable: a broker that restarts would end its workers.
-    Held by ``test_a_server_that_comes_back_loses_nothing_that_was_acknowledged`` in ``tests/faults``.
+    closed for the second time, and when one of them is acknowledged after that; Celery takes both as unrecoverable: a
+    broker that restarts would end its workers. Held by
+    ``test_a_server_that_comes_back_loses_nothing_that_was_acknowledged`` and by
+    ``test_what_was_reserved_before_the_broker_restarted_does_not_end_the_worker`` in ``tests/faults``.
 
     So does Celery take what a Redis broker says that is out of memory, read-only or short of replicas; but that passes.
     What is refused before anything was consumed is a wrong configuration, and ends the worker as ever. Held by
@@ -159,8 +162,8 @@ def _outlive_broker(consumer: Any) -> None:
     """
     if consumer is None:
         return
-    connect, loop = consumer.connect, consumer.loop
-    connected_at = -RECONNECT_S
+    connect, loop, start = consumer.connect, consumer.loop, consumer.blueprint.start
+    connected_at, consumed = -RECONNECT_S, False
 
     def connect_guarded() -> Any:
         nonlocal connected_at
@@ -178,14 +181,26 @@ def _outlive_broker(consumer: Any) -> None:
         connection.close = close_guarded
         return connection
 
-    def loop_guarded(*args: Any) -> None:
-        consumer.connection_errors = (*consumer.conninfo.connection_errors, *consumer.channel_errors)  # from now on
-        try:
-            loop(*args)
-        except consumer.channel_errors as error:
-            raise ConnectionError(f"the broker refuses: {error}") from error
+    def loop_noted(*args: Any) -> None:
+        nonlocal consumed
+        consumed = True
+        loop(*args)
 
-    consumer.connect, consumer.loop = connect_guarded, loop_guarded
+    def start_guarded(parent: Any) -> None:
+        try:
+            start(parent)
+        except consumer.channel_errors as error:
+            if not consumed:
+                raise
+            # Not one more of its ``connection_errors``: those are suppressed where a message is acknowledged, and
+            # with as many unacknowledged as it may hold a worker would wait for ever.
+            raise ConnectionError(f"the broker refuses: {error}") from error
+        except AttributeError as error:
+            if not any(frame.f_code.co_name == "basic_ack" for frame, _ in walk_tb(error.__traceback__)):
+                raise
+            raise ConnectionError("a message of an earlier connection cannot be acknowledged") from error
+
+    consumer.connect, consumer.loop, consumer.blueprint.start = connect_guarded, loop_noted, start_guarded
 
 
 def _check_queues(worker: Any) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
-from smqueue import StateMachine
+from smqueue import ExecutorBuilder, StateMachine
 from smqueue.demo.replay import Happened, Ticket, event
+from smqueue.embedded import EmbeddedServer
+from tests.faults.held import Idle, begin, held
 from tests.faults.replaying import NAMESPACE, Feeder, cases, check_nothing_left, check_paths, site, wait_finished
 from tests.waiting import wait_until
+from tests.workers import Worker, running
 
 OPERATIONS = 400
 QUEUE = "celery"
@@ -125,3 +130,36 @@ def test_each_call_without_a_broker_returns_soon_and_the_log_says_so_once(caplog
         wait_until(told, "the log to say that the broker is back", timeout_s=30)
         assert "again" in lines()[1]
         assert len(lines()) == 2
+
+
+def test_what_was_reserved_before_the_broker_restarted_does_not_end_the_worker(tmp_path: Path) -> None:
+    """A message that came by a connection which is gone cannot be acknowledged any more; the worker goes on.
+
+    It waited for the pool's one thread while the broker restarted (semantics 5).
+    """
+    with EmbeddedServer() as state, EmbeddedServer() as broker:
+        env = {"SMQUEUE_URL": state.url, "SMQUEUE_NAMESPACE": NAMESPACE, "CELERY_BROKER_URL": broker.broker_url}
+        app = Celery("test", broker=broker.broker_url, set_as_current=False)
+        executor = ExecutorBuilder().with_module("held", held).build(app, url=state.url, namespace=NAMESPACE)
+        worker = Worker("tests.faults.held", {**env, "TEST_DIR": str(tmp_path)}, ("--pool", "threads", "-c", "1"))
+        with running(worker):
+            worker.wait_ready()
+            executor.add_state_machines([StateMachine(name, Idle(name)) for name in ("held", "later")])
+            executor.signal("held", begin)
+            wait_until((tmp_path / "held.entered").exists, "the worker's one thread to be in the handler")
+            received = worker.output.count("] received")
+            for _ in range(2):
+                executor.outbound.hint(NAMESPACE, 0)
+            wait_until(lambda: worker.output.count("] received") >= received + 2, "two messages to be reserved")
+            broker.kill()
+            broker.restart()
+            wait_until(lambda: worker.output.count("Connected to redis") > 1, "the worker to be connected again", 60)
+            (tmp_path / "held.go").touch()
+            (tmp_path / "later.go").touch()
+            executor.await_operation("held", timeout=60)
+            wait_until(
+                lambda: "message of an earlier connection" in worker.output, "the worker to say what it cannot do", 60
+            )
+            executor.signal("later", begin)
+            executor.await_operation("later", timeout=60)
+            assert worker.process.poll() is None, worker.output[-3000:]

@@ -91,8 +91,10 @@ class Ending:
         report.stories = [self._story(it) for it in wrong[:STORIES]]
 
     def _logs(self) -> None:
-        """No fault may end in an error that nobody has foreseen."""
+        """No fault may end a worker that it did not hit, nor end in an error that nobody has foreseen."""
         for post in self.site.workers.posts:
+            if not post.child.alive:
+                self.report.problems.append(f"{post.name} has ended by itself: {self.site.log(post)} says why")
             for line in self.site.log(post).read_text(errors="replace").splitlines():
                 if any(words in line for words in UNFORESEEN):
                     self.report.problems.append(f"{post.name} said {line}")

@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 POOLS = (("prefork", 2), ("threads", 4))
-READY_S = 90
+READY_S, STARTS = 90, 5
 Fsync = Literal["always", "everysec"]
 
 
@@ -149,9 +149,19 @@ class Site:
         post.ready = True
 
     def renew_worker(self, post: Post) -> None:
-        """Put a new worker in the place of one that has ended."""
-        post.renew()
-        self.await_ready(post)
+        """Put a new worker in the place of one that has ended, and another one if the server refuses it meanwhile.
+
+        As whatever supervises processes does it: a worker that cannot start, says why and ends.
+        """
+        for attempt in range(STARTS):
+            post.renew()
+            try:
+                self.await_ready(post)
+            except AssertionError:
+                if post.child.alive or attempt == STARTS - 1:
+                    raise
+            else:
+                return
 
     def stop_producers(self, timeout_s: float = 120) -> None:
         """Let each finish its chunk, then end."""
