@@ -29,6 +29,13 @@ def _broker_beside(state_url: str) -> str:
     return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={query.get('db', ['0'])[0]}"
 
 
+def _verified(broker: str) -> str:
+    """A broker's URL with its certificate checked unless it says otherwise: kombu alone takes any for ``rediss://``."""
+    if not broker.startswith("rediss://") or "ssl_cert_reqs=" in broker:
+        return broker
+    return f"{broker}{'&' if '?' in broker else '?'}ssl_cert_reqs=required"
+
+
 # --- where things are ------------------------------------------------------------------------------------------------
 
 # The truth: every machine, timer and signal.
@@ -42,7 +49,7 @@ smqueue_namespace = os.environ.get("SMQUEUE_NAMESPACE") or "smqueue"
 smqueue_shards = 1
 
 # Messages are hints and may be lost, so any broker will do; the server of the state does, and is there already.
-broker_url = os.environ.get("CELERY_BROKER_URL") or _broker_beside(smqueue_url)
+broker_url = _verified(os.environ.get("CELERY_BROKER_URL") or _broker_beside(smqueue_url))
 
 # --- queues ----------------------------------------------------------------------------------------------------------
 

@@ -263,8 +263,12 @@ def _over(look: Callable[[], Steps[T]]) -> Steps[T]:
 def _history(keys: Keys, op: str, cursor: int) -> Steps[tuple[int, list[bytes]]]:
     """Length and lines of a history from the cursor on; one not begun is the adding of its lone machine."""
     looks = (("LLEN", keys.history(op)), ("LRANGE", keys.history(op), cursor, cursor + PAGE - 1))
-    length, lines, pairs = yield from read([], *looks, ("HGETALL", keys.active(op)) if cursor == 0 else ("PING",))
-    if length == 0 and cursor == 0:
+    length, lines = yield from read([], *looks)
+    if length or cursor:
+        return length, lines
+    # Not begun, so all its machines are one: only now may the whole hash be read, in one look with the list again.
+    length, lines, pairs = yield from read([], *looks, ("HGETALL", keys.active(op)))
+    if not length:
         lone = [(field, active) for field, active in parse_pairs(pairs) if active.lone]
         return len(lone), [compact(first_entry(field, active)).encode() for field, active in lone]
     return length, lines

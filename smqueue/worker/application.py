@@ -33,6 +33,13 @@ def broker_beside(state_url: str) -> str:
     return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={query.get('db', ['0'])[0]}"
 
 
+def verified(broker: str) -> str:
+    """A broker's URL with its certificate checked unless it says otherwise: kombu alone takes any for ``rediss://``."""
+    if not broker.startswith("rediss://") or "ssl_cert_reqs=" in broker:
+        return broker
+    return f"{broker}{'&' if '?' in broker else '?'}ssl_cert_reqs=required"
+
+
 def settings(url: str, namespace: str, broker: str) -> dict[str, Any]:
     """The settings of the default application. ``celeryconfig.py`` has the same, each with its reason and unit."""
     queue = "celery"
@@ -54,7 +61,7 @@ def settings(url: str, namespace: str, broker: str) -> dict[str, Any]:
         "smqueue_url": url,
         "smqueue_namespace": namespace,
         "smqueue_shards": 1,
-        "broker_url": broker,
+        "broker_url": verified(broker),
         "task_default_queue": queue,
         "smqueue_trigger_queue": os.environ.get("SMQUEUE_TRIGGER_QUEUE") or queue,
         "smqueue_transition_queue": os.environ.get("SMQUEUE_TRANSITION_QUEUE") or queue,

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import kombu
 import pytest
 import redis
 
 from smqueue import Executor, StoreUnavailable
 from smqueue.cli import run
-from tests.apps import shop
+from smqueue.worker.application import settings
 from tests.brokers import free_port, process
 from tests.integration.test_acl import PASSWORD
 from tests.shopping import Shop
@@ -133,12 +134,19 @@ def test_plain_text_to_a_server_with_tls(trusted: Path, tmp_path: Path, namespac
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_broker_beside_the_state_is_verified_too(
-    trusted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The default application, whose broker is the database of the state, takes the same URL for both."""
-    from smqueue.worker.application import broker_beside
-
-    url = f"rediss://:{PASSWORD}@localhost:6379/0?ssl_ca_certs={trusted / 'ca.crt'}"
-    assert broker_beside(url) == url
-    assert shop.app is not None
+@pytest.mark.parametrize("option", ["", "ssl_ca_certs={other}"])
+def test_a_broker_is_verified_too(trusted: Path, tmp_path: Path, option: str) -> None:
+    """Under the settings that we ship a ``rediss://`` broker is verified as the state is, without a word in its URL,
+    too: kombu alone would take any certificate."""
+    other = certificate(tmp_path, "other", "IP:127.0.0.1") / "ca.crt"
+    with tls_server(tmp_path, trusted) as port:
+        url = f"rediss://:{PASSWORD}@127.0.0.1:{port}/1?{option.format(other=other)}".rstrip("?")
+        broker = settings(url, "tls", url)["broker_url"]
+        with (
+            kombu.Connection(broker, connect_timeout=10) as refused,
+            pytest.raises(Exception, match="CERTIFICATE_VERIFY"),
+        ):
+            refused.default_channel.client.ping()
+        trusting = f"rediss://:{PASSWORD}@127.0.0.1:{port}/1?ssl_ca_certs={trusted / 'ca.crt'}"
+        with kombu.Connection(settings(trusting, "tls", trusting)["broker_url"], connect_timeout=10) as taken:
+            assert taken.default_channel.client.ping()

@@ -107,7 +107,9 @@ def test_every_setting_has_a_reason_and_numbers_have_a_unit() -> None:
     [
         ("", "redis://localhost:6379/0"),
         ("redis://:secret@host:7000/3", "redis://:secret@host:7000/3"),
-        ("rediss://host/1", "rediss://host/1"),
+        ("rediss://host/1", "rediss://host/1?ssl_cert_reqs=required"),
+        ("rediss://host/1?ssl_ca_certs=/ca", "rediss://host/1?ssl_ca_certs=/ca&ssl_cert_reqs=required"),
+        ("rediss://host/1?ssl_cert_reqs=none", "rediss://host/1?ssl_cert_reqs=none"),
         ("unix:///run/s.sock?db=2&socket_timeout=3", "redis+socket:///run/s.sock?virtual_host=2"),
         ("unix://:p%40ss@/run/a%20b/s.sock", "redis+socket://:p%40ss@/run/a%20b/s.sock?virtual_host=0"),
         ("redis+socket:///run/s.sock?virtual_host=1", "redis+socket:///run/s.sock?virtual_host=1"),
