@@ -290,10 +290,9 @@ class SentinelDeployment(_Deployment):
     def join(self) -> None:
         """The replicas get all that they have missed."""
         primary = self.primary
-        primary.client.execute_command("ACL", "SETUSER", "default", "+psync", "+sync")
-        for node in self.servers:
-            if node is not primary:
-                wait_until(lambda node=node: self._follows(node), "the replica to follow again", READY_S)
+        # Not SYNC: a replica that falls back to it, refused just before, would never confirm anything.
+        primary.client.execute_command("ACL", "SETUSER", "default", "+psync")
+        wait_until(lambda: self._confirmed(primary), "the replicas to confirm what they have", READY_S)
 
     def restart(self, node: Node) -> None:
         """Start a killed server, and wait until it is a replica of the primary that took over."""
@@ -310,6 +309,7 @@ class SentinelDeployment(_Deployment):
             self.servers.append(self._start(f"replica{index}", port, {**settings, **follow}))
         for node in self.servers[1:]:
             wait_until(lambda node=node: self._follows(node, primary), "the replica to follow", READY_S)
+        wait_until(lambda: self._confirmed(primary), "the replicas to confirm what they have", READY_S)
         quorum = self._sentinels // 2 + 1
         watch = {
             "sentinel": f"monitor {self.SERVICE} {HOST} {primary.port} {quorum}\n"
@@ -335,6 +335,11 @@ class SentinelDeployment(_Deployment):
     def _promoted(self, before: Node) -> Node:
         wait_until(lambda: self.primary is not before, "a replica to take over", READY_S)
         return self.primary
+
+    def _confirmed(self, primary: Node) -> bool:
+        """Whether all replicas have what is written now: one whose link is up may still be ignored for a while."""
+        _, count = primary.client.pipeline(transaction=False).set("confirmed", 1).wait(self._replicas, 1_000).execute()
+        return count >= self._replicas
 
     def _follows(self, node: Node, primary: Node | None = None) -> bool:
         info = node.client.info("replication")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from smqueue.buffer import NeedRead
@@ -76,49 +77,60 @@ def operations(executor: Executor, keys: Keys) -> list[str]:
     return sorted(found)
 
 
-def check_sound(executor: Executor, known: dict[str, Any], *, quarantine: bool) -> None:
-    """Look at all machines.
+class Soundness:
+    """Looks at all machines, again and again; what it has seen once must not vanish.
 
     Args:
         executor: Whose.
-        known: What was looked at before, to be kept for the next time.
         quarantine: Machines may be set aside.
-
-    Raises:
-        Unsound: A machine is set aside, lost, or has taken a step twice.
     """
-    driver = executor.deployment.driver
-    for keys in executor.deployment.all_keys():
-        aside: Any = driver.command("HGETALL", keys.quarantine)
-        if aside and not quarantine:
-            why = json.loads(aside[1])
-            raise Unsound(f"a machine of operation {why['op']} is quarantined: {why['error']}")
-        for op in operations(executor, keys):
-            looks = (driver.command("LLEN", keys.history(op)), driver.command("HGETALL", keys.active(op)))
-            if known.get(op) != looks:
-                _check_operation(executor, keys, op)
-                known[op] = looks
+
+    def __init__(self, executor: Executor, *, quarantine: bool) -> None:
+        self._executor, self._quarantine = executor, quarantine
+        self._running: dict[str, set[str]] = defaultdict(set)
+        """Operation → machines that were active."""
+        self._looked: dict[str, Any] = {}
+
+    def check(self) -> None:
+        """Raises Unsound when a machine is set aside, lost, has taken a step twice, or will never be looked at."""
+        driver = self._executor.deployment.driver
+        for keys in self._executor.deployment.all_keys():
+            aside: Any = driver.command("HGETALL", keys.quarantine)
+            if aside and not self._quarantine:
+                why = json.loads(aside[1])
+                raise Unsound(f"a machine of operation {why['op']} is quarantined: {why['error']}")
+            for op in dict.fromkeys([*operations(self._executor, keys), *self._running]):
+                flat: Any = driver.command("HGETALL", keys.active(op))
+                looks = (driver.command("LLEN", keys.history(op)), flat)
+                fields = {Active.parse(raw).machine: text(field) for field, raw in pairs(flat)}
+                if self._looked.get(op) != looks:
+                    self._check_steps(op, fields)
+                    self._looked[op] = looks
+                for field in fields.values():
+                    raw: Any = driver.command("GET", keys.machine(digest(op, field)))
+                    if raw is None or driver.command("ZSCORE", keys.schedule, Machine.parse(raw).entry) is None:
+                        raise Unsound(f"a machine of operation {op} is active, and nothing will ever look at it")
+
+    def _check_steps(self, op: str, active: Mapping[str, str]) -> None:
+        steps: dict[str, int] = {}
+        ended: set[str] = set()
+        for update in self._executor.notifier.history(op):
+            machine = update.machine_id
+            last = steps.get(machine, 0)
+            if machine in ended or update.step != last + 1:
+                raise Unsound(f"a machine of operation {op} takes step {update.step} after step {last}")
+            steps[machine] = update.step
+            if update.terminal or update.merged_into is not None:  # one that is cancelled is, too
+                ended.add(machine)
+        self._running[op] |= set(active) | (set(steps) - ended)
+        for machine in self._running[op]:
+            if machine not in active and machine not in ended:
+                raise Unsound(f"a machine of operation {op} is lost")
+            if machine in active and machine in ended:
+                raise Unsound(f"a machine of operation {op} has ended, and is active")
+        self._running[op] -= ended
 
 
-def _check_operation(executor: Executor, keys: Keys, op: str) -> None:
-    driver = executor.deployment.driver
-    flat: Any = driver.command("HGETALL", keys.active(op))
-    active = {Active.parse(raw).machine: text(field) for field, raw in zip(flat[::2], flat[1::2], strict=True)}
-    steps: dict[str, list[int]] = defaultdict(list)
-    for update in executor.notifier.history(op):
-        steps[update.machine_id].append(update.step)
-        over = update.terminal or update.merged_into is not None or update.cancelled is not None
-        if over and update.machine_id in active:
-            raise Unsound(f"a machine of operation {op} has ended in {update.state}, and is active")
-        if over:
-            steps[update.machine_id].append(-1)
-    for machine, taken in steps.items():
-        numbers = [step for step in taken if step > 0]
-        if numbers != list(range(1, len(numbers) + 1)) and -1 not in taken[:-1]:
-            raise Unsound(f"a machine of operation {op} has taken the steps {numbers}")
-        if taken[-1] != -1 and machine not in active:
-            raise Unsound(f"a machine of operation {op} is lost")
-    for field in active.values():
-        raw: Any = driver.command("GET", keys.machine(digest(op, field)))
-        if raw is None or driver.command("ZSCORE", keys.schedule, Machine.parse(raw).entry) is None:
-            raise Unsound(f"a machine of operation {op} is active, and nothing will ever look at it")
+def pairs(flat: Any) -> list[tuple[Any, Any]]:
+    """A flat reply as pairs."""
+    return list(zip(flat[::2], flat[1::2], strict=True))

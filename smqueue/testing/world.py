@@ -17,7 +17,7 @@ from smqueue.testing.executor import GlobalContext, LocalExecutor
 from smqueue.testing.faults import Died, Fault, Faulty
 from smqueue.testing.fingerprints import ID, fingerprint
 from smqueue.testing.memory import Memory
-from smqueue.testing.soundness import Decisions, check_sound, operations
+from smqueue.testing.soundness import Decisions, Soundness, operations
 from smqueue.testing.store import Store
 from smqueue.trigger_types import Signal, Trigger
 from smqueue.worker.code import run_trigger
@@ -73,7 +73,7 @@ class World:
         self._fault = ""
         self._passed: tuple[int, datetime] | None = None
         """How long the story was when time began to pass, and when that was."""
-        self._sound: dict[str, Any] = {}
+        self._soundness = Soundness(self.executor, quarantine=settings.quarantine)
         self._given = set[str]()
         self._state: tuple[Hashable, ...] = ()
         self.seen = set[Hashable]()
@@ -263,7 +263,7 @@ class World:
         return fault
 
     def _check(self) -> None:
-        check_sound(self.executor, self._sound, quarantine=self._settings.quarantine)
+        self._soundness.check()
         self._explored.decisions.check()
         for check in self.always_checks:
             check(self)

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from smqueue import Context, Module, State, Transaction, after, call, now, poll, wait
+from smqueue.roundtrip import Commit, LostReply, Steps
 from smqueue.testing import Counterexample, World, explore
 from smqueue.testing.choices import Chooser, runs
+from smqueue.testing.faults import Died, Faulty
+from smqueue.testing.store import Store
 
 
 @dataclass(frozen=True)
@@ -300,6 +303,90 @@ def test_every_order_is_tried() -> None:
     assert not explore(s.orders, scenario, max_events=1).complete
 
 
+def test_every_crash_and_duplicate_happens() -> None:
+    """Each way for a worker to die, a lost answer, a signal sent again and a message delivered twice: all are tried."""
+    module = Module("surprises")
+
+    @module.state
+    class Asking(State):
+        n: int
+
+    @module.state(terminal=True)
+    class Asked(State):
+        n: int
+
+    again = module.signal("again", int)
+
+    def ask(state: Asking, context: object) -> str:
+        return "yes"
+
+    @module.on(Asking, call(ask))
+    def asked(tx: Transaction, state: Asking, _: Any) -> Asked:
+        return Asked(state.n)
+
+    @module.on(Asking, again)
+    def stays(tx: Transaction, state: Asking, _: int) -> None:
+        return None
+
+    told: set[str] = set()
+
+    def scenario(world: World) -> None:
+        world.add("o", Asking(1))
+        world.signal("o", again, 1)
+        world.after_all(lambda w: told.update(w.story))
+
+    explored = explore(module, scenario)
+    assert explored.complete
+    assert set(explored.ends) == {("Asked",)}
+    for surprise in (
+        "the worker dies before this is committed: it is done again",
+        "it is committed, and the worker dies right after that",
+        "it is committed, and the answer to that is lost",
+        "it is sent again under the same id: DUPLICATE",
+        "the next message is delivered twice",
+        "signal again 1 is sent to o: DELIVERED",
+        "signal again 1 is sent to o: refused, OperationFinished",
+    ):
+        assert surprise in told, surprise
+    told.clear()
+    explore(module, scenario, crashes=0, duplicates=0)
+    assert not any("dies" in line or "again under" in line or "twice" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("what", "key", "problem"),
+    [
+        ("HDEL", "active", "is lost"),
+        ("DEL", "machine", "nothing will ever look at it"),
+        ("DEL", "schedule", "nothing will ever look at it"),
+    ],
+)
+def test_a_machine_that_vanishes_is_told_of(what: str, key: str, problem: str) -> None:
+    """Our own checks see a record that was taken away behind smqueue's back; no check of the scenario's is needed."""
+    s = shop("vanishing")
+
+    @s.orders.on(s.Awaiting, s.payment)
+    def paid(tx: Transaction, state: s.Awaiting, got: Payment) -> s.Shipped:
+        return s.Shipped(state.order)
+
+    def vanish(executor: Any) -> None:
+        (one,) = executor.waiting("o1")
+        names = {
+            "active": (one.keys.active("o1"), one.armed.machine.field),
+            "machine": (one.keys.machine(one.armed.machine.record),),
+            "schedule": (one.keys.schedule,),
+        }
+        executor.deployment.driver.command(what, *names[key])
+
+    def scenario(world: World) -> None:
+        world.add("o1", s.Awaiting("o1", 3))
+        world.may("a record vanishes", vanish)
+
+    found = failing(s.orders, scenario)
+    assert problem in str(found.error)
+    assert found.story[-1] == "a record vanishes"
+
+
 def test_outcomes_are_given_by_the_scenario() -> None:
     """A trigger whose outcomes the scenario names never runs its code; of two outcomes the first to come counts."""
     module = Module("verdicts")
@@ -381,6 +468,40 @@ def test_a_scenario_that_does_not_fit_fails_at_once() -> None:
 
     found = failing(s.orders, lambda world: world.signal("o1", s.payment, "three"))
     assert type(found.error).__name__ == "InvalidPayload"
+
+
+def test_faults_are_real() -> None:
+    """Who dies before a commit has written nothing, and after it all; a lost answer leaves its asker in doubt."""
+    driver = Faulty(Store())
+
+    def counting() -> Steps[str]:
+        try:
+            yield Commit((("INCRBY", "n", 1),))
+        except LostReply:
+            return "lost"
+        return "answered"
+
+    driver.fault = lambda options: "before"
+    with pytest.raises(Died):
+        driver.run(counting())
+    assert driver.command("GET", "n") is None
+    driver.fault = lambda options: "after"
+    with pytest.raises(Died):
+        driver.run(counting())
+    assert driver.command("GET", "n") == b"1"
+    driver.fault = lambda options: "lost"
+    assert (driver.run(counting()), driver.command("GET", "n")) == ("lost", b"2")
+    driver.fault = lambda options: "none"
+    assert (driver.run(counting()), driver.command("GET", "n")) == ("answered", b"3")
+
+
+def test_what_comes_to_the_same_is_tried_once() -> None:
+    """From a state that another run was in, a run goes on with the first options only."""
+
+    def run(chooser: Chooser) -> tuple[int, ...]:
+        return tuple(chooser.choose([0, 1], depth) for depth in range(3))
+
+    assert list(runs(run)) == [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
 
 
 def test_all_sequences_are_tried_once() -> None:

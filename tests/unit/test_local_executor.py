@@ -384,6 +384,8 @@ def test_a_task_is_noted_and_completed() -> None:
     local.advance(days=30)
     (sent,) = local.sent_tasks
     assert (sent.name, sent.args, sent.trigger) == ("work.render", (1,), "work.Working/rendered")
+    with pytest.raises(NothingHappens, match=r"nothing falls due; machines wait for .*/rendered of operation w"):
+        local.await_operation("w")
     assert local.complete(rendered, Failed("ValueError: no page", 1))
     local.run_until_idle()
     assert local.states("w") == [Worked("rendered: Failed(error='ValueError: no page', attempts=1)")]
@@ -482,7 +484,7 @@ def test_coroutines_run_in_virtual_time() -> None:
     def short(tx: Transaction, state: Both, name: Any) -> Slow:
         return Slow(1)
 
-    @module.on(Slow, call(sleeping("bounded", 60), timeout=5, retry=Retry(max_attempts=1)))
+    @module.on(Slow, call(sleeping("bounded", 30 * 86_400), timeout=86_400, retry=Retry(max_attempts=1)))
     def bounded(tx: Transaction, state: Slow, name: str | Failed) -> Ended:
         return Ended(str(name))
 
@@ -562,6 +564,8 @@ def test_a_failing_handler_is_retried_and_set_aside(executor: LocalExecutor, mon
     executor.advance(minutes=2)
     (machine,) = executor.explain("o1").active
     assert (machine.status, machine.last_error) == ("quarantined", "ConnectionError: the bank")
+    with pytest.raises(NothingHappens, match="nothing falls due"):
+        executor.await_operation("o1")
     OUTAGE["on"] = False
     assert executor.retry("o1") == 1
     executor.run_until_idle()
@@ -580,6 +584,10 @@ def test_machines_are_steered(executor: LocalExecutor) -> None:
     executor.run_until_idle()
     assert executor.states("o1") == [Cancelled("o1")]
     start(executor, "o2", Awaiting("o2", 3))
+    executor.pause("o2")
+    executor.advance(hours=2)
+    assert not executor.complete("paid", Payment(3), "o2")  # its deadline has passed, though nobody may act on it
+    executor.resume("o2")
     assert executor.cancel("o2", "changed my mind") == 1
     assert not executor.has_active_states("o2")
 
