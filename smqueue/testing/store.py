@@ -54,16 +54,16 @@ class Store(Keyspace):
         Returns:
             The reply as redis-py's parser gives it (RESP2, bytes); an error reply is a ``ReplyError``, as a value.
         """
-        name, *args = (encoded(part) for part in command)
-        known = self._commands.get(name.decode().upper())
+        name = command[0].decode() if isinstance(command[0], bytes) else str(command[0])
+        known = self._commands.get(name) or self._commands.get(name.upper())
         if known is None:
-            return ReplyError(f"ERR unknown command '{name.decode()}' in the model of Redis")
+            return ReplyError(f"ERR unknown command '{name}' in the model of Redis")
         try:
-            return known(*args)
+            return known(*[part if isinstance(part, bytes) else encoded(part) for part in command[1:]])
         except ReplyError as error:
             return error
         except (TypeError, ValueError, IndexError) as error:
-            return ReplyError(f"ERR {name.decode()}: {error}")
+            return ReplyError(f"ERR {name}: {error}")
 
     def call(self, script: str, keys: Sequence[str], args: Sequence[Arg]) -> Any:
         """Run one of the scripts that ship; the same reply as for ``do``."""

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from smqueue.roundtrip import Read, RoundTrip
 from smqueue.testing.memory import Connection
 from smqueue.testing.store import Store
+from smqueue.testing.values import copied
 from tests.simulation.processes import KEYS, NOTHING, Actor, Ghost, Live, Point, Told, writes
 
 Choice = tuple[int, str]
@@ -40,6 +41,14 @@ class Stage:
     notes: dict[str, Any]
 
 
+class Kept(NamedTuple):
+    """What a key held, for going back to, and its part of the store's hash; shared by all nodes where it was so."""
+
+    value: Any
+    expires: int | None
+    hash: int
+
+
 class Place(NamedTuple):
     """Where a process stands, for going back to."""
 
@@ -54,8 +63,9 @@ class Frame:
 
     choices: list[Choice]
     sleep: dict[Choice, Did]
-    snapshot: tuple[Any, ...]
-    hashes: dict[str, int]
+    kept: dict[str, Kept]
+    total: int
+    now_us: int
     places: list[Place]
     ghosts: list[tuple[frozenset[str], bool, RoundTrip] | None]
     faults: int
@@ -84,7 +94,8 @@ class World:
     ghosts: list[Ghost | None] = field(default_factory=list[Any])
     faults: int = 0
     timeline: tuple[Any, ...] = ()
-    """Which process ended, in order, and how many handlers of the operation had committed by then."""
+    """Which process ended, in order, and how many handlers of the operation had committed by then; noted where one
+    pauses, for then it matters what comes after its return."""
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -113,11 +124,14 @@ class Explorer:
         self._store, self._stage, self._actors, self._most = store, stage, actors, most
         self._faults, self._check, self._finish = faults, check, finish
         self.count: Counter[str] = Counter()
-        self._hashes: dict[str, int] = {}
+        self._kept: dict[str, Kept] = {}
+        self._total = 0
         self._checked: set[int] = set()
         self._ended: set[int] = set()
         self._points: dict[tuple[int, int], Point] = {}
         self._live: list[Live | None] = [None for _ in actors]
+        self._timed = any(getattr(actor, "__name__", "") == "pause" for actor in actors)
+        self._twin = [actor in actors[:n] for n, actor in enumerate(actors)]
 
     def run(self) -> Counter[str]:
         """Explore; returns how many schedules, states and steps there were.
@@ -183,6 +197,8 @@ class Explorer:
         found += [(len(world.tasks) + n, "go") for n, ghost in enumerate(world.ghosts) if ghost is not None]
         if world.faults < self._faults:
             for n, request in live:
+                if self._twin[n] and not world.faults:  # the first fault hits the first of two that are the same
+                    continue
                 hows = ("die", "die+", "lose", "lose+", "late") if writes(request) else ("die", "lose")
                 found += [(n, how) for how in hows]
         return found
@@ -201,7 +217,7 @@ class Explorer:
         else:
             self._step(world, world.tasks[index], index, how)
         for key in store.changed:
-            self._hashes[key] = _hash(store, key)
+            self._keep(store, key)
         return frozenset(store.looked), frozenset(store.changed)
 
     def _step(self, world: World, task: Task, index: int, how: str) -> None:
@@ -219,8 +235,10 @@ class Explorer:
         task.told = task.told.then(how, reply if how == "go" else None)
         task.point = self._point(index, task.told)
         if task.point.request is None:
-            world.store.looked.add(LOG)  # it returns: what has committed by then its caller may see
-            world.timeline = (*world.timeline, (index, _committed(world)))
+            if self._timed:
+                world.store.looked.add(LOG)  # it returns: what has committed by then its caller may see
+            if self._timed:
+                world.timeline = (*world.timeline, (index, _committed(world)))
 
     def _point(self, index: int, told: Told) -> Point:
         """What a process does once told something. Being told the same it does the same, so it is asked but once."""
@@ -257,7 +275,9 @@ class Explorer:
 
     def _begin(self) -> World:
         self._store.restore(self._stage.snapshot)
-        self._hashes = {key: _hash(self._store, key) for key in self._store.data}
+        self._kept, self._total = {}, 0
+        for key in self._store.data:
+            self._keep(self._store, key)
         world = World(self._store, self._actors, self._stage)
         for n in range(len(self._actors)):
             world.tasks.append(Task(NOTHING, self._point(n, NOTHING), Connection(self._store)))
@@ -267,13 +287,12 @@ class Explorer:
     def _frame(self, world: World, choices: list[Choice], sleep: dict[Choice, Did]) -> Frame:
         places = [Place(t.told, frozenset(t.connection.watched), t.connection.dirty) for t in world.tasks]
         ghosts = [(frozenset(g.connection.watched), g.connection.dirty, g.request) if g else None for g in world.ghosts]
-        snapshot, hashes = self._store.snapshot(), dict(self._hashes)
-        return Frame(choices, sleep, snapshot, hashes, places, ghosts, world.faults, world.timeline)
+        kept, now_us = dict(self._kept), self._store.now_us
+        return Frame(choices, sleep, kept, self._total, now_us, places, ghosts, world.faults, world.timeline)
 
     def _again(self, frame: Frame) -> World:
         """The world as it was at a node."""
-        self._store.restore(frame.snapshot)
-        self._hashes = dict(frame.hashes)
+        self._go_back(frame)
         world = World(self._store, self._actors, self._stage, faults=frame.faults, timeline=frame.timeline)
         for n, place in enumerate(frame.places):
             connection = self._connection(place.watched, place.dirty)
@@ -281,6 +300,33 @@ class Explorer:
         for kept in frame.ghosts:
             world.ghosts.append(None if kept is None else Ghost(self._connection(*kept[:2]), kept[2]))
         return world
+
+    def _go_back(self, frame: Frame) -> None:
+        """The store as it was; only what differs is written."""
+        store, now, then = self._store, self._kept, frame.kept
+        for key in [key for key in now if key not in then]:
+            del store.data[key]
+            store.expires.pop(key, None)
+        for key, kept in then.items():
+            if now.get(key) is not kept:
+                store.data[key] = kept.value if isinstance(kept.value, bytes) else copied(kept.value)
+                store.expires.pop(key, None)
+                if kept.expires is not None:
+                    store.expires[key] = kept.expires
+        self._kept, self._total, store.now_us = dict(then), frame.total, frame.now_us
+
+    def _keep(self, store: Store, key: str) -> None:
+        """Note what a key holds now."""
+        if (before := self._kept.pop(key, None)) is not None:
+            self._total ^= before.hash
+        value = store.data.get(key)
+        if value is not None:
+            expires = store.expires.get(key)
+            kept = Kept(
+                value if isinstance(value, bytes) else copied(value), expires, hash((key, repr(value), expires))
+            )
+            self._kept[key] = kept
+            self._total ^= kept.hash
 
     def _connection(self, watched: frozenset[str], dirty: bool) -> Connection:
         connection = Connection(self._store)
@@ -290,10 +336,7 @@ class Explorer:
     # --- telling states apart ------------------------------------------------------------------------------------
 
     def _store_hash(self, store: Store) -> int:
-        total = hash(store.now_us)
-        for value in self._hashes.values():
-            total ^= value
-        return total
+        return self._total ^ hash(store.now_us)
 
     def _key(self, world: World) -> int:
         tasks = tuple((task.told.digest, task.connection.dirty) for task in world.tasks)
@@ -324,8 +367,3 @@ def _independent(a: Choice, did_a: Did, b: Choice, did_b: Did) -> bool:
     if a[0] == b[0] or (a[1] != "go" and b[1] != "go"):
         return False
     return not (did_a[1] & (did_b[0] | did_b[1]) or did_b[1] & did_a[0])
-
-
-def _hash(store: Store, key: str) -> int:
-    value = store.data.get(key)
-    return 0 if value is None else hash((key, repr(value), store.expires.get(key)))

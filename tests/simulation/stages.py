@@ -182,13 +182,17 @@ def relay(p: Process) -> Any:
 
 
 def relay_cut_off(p: Process) -> Any:
-    """The same, whose broker is away."""
+    """The same, whose broker is away; where nothing is asked for it is the same indeed."""
+    if not p.notes.get("asks"):
+        return None
     p.sent.down = True
     return p.relay.other("~requests")
 
 
 def relay_unsendable(p: Process) -> Any:
     """The same, for a task that can never be sent."""
+    if not p.notes.get("asks"):
+        return None
 
     def refuse(*_: object) -> None:
         raise TypeError("what is not JSON")
@@ -421,4 +425,5 @@ def stage(make: Callable[[Process, Store], None]) -> tuple[Store, Stage]:
         make(Process(Memory(store), notes), store)
     notes["quiet"] = store.do("ZCOUNT", KEYS.schedule, "-inf", store.now_ms) == 0
     notes["now_us"] = store.now_us
+    notes["asks"] = bool(store.do("LLEN", KEYS.requests))
     return store, Stage(make.__name__, store.snapshot(), notes)
