@@ -108,9 +108,8 @@ def _inject(site: Site, plan: Plan, report: Report, progress: Progress, tell: Te
         while (now := time.monotonic() - began) < plan.seconds:
             while todo and todo[0].planned_s <= now:
                 done.append(pool.submit(strike, site, todo.pop(0)))
-            for post in site.producers.posts:
-                if post.ready and not post.child.alive and post.child.status:
-                    raise AssertionError(f"{post.name} failed: {site.log(post)} says why")
+            if post := site.producers.fallen():
+                raise AssertionError(f"{post.name} failed: {site.log(post)} says why")
             under_way = [one.kind for one in report.strikes if one.began is not None and one.ended is None]
             updates = progress.samples[-1][1] if progress.samples else 0
             hit = sum(one.began is not None for one in report.strikes)

@@ -72,6 +72,11 @@ class Crew:
             post.ready = False
             return post
 
+    def fallen(self) -> Post | None:
+        """One that ended with an error although no fault hit it."""
+        with self._lock:  # a fault makes its post unready before it kills, and both may fall between two looks
+            return next((it for it in self.posts if it.ready and not it.child.alive and it.child.status), None)
+
 
 class Site:
     """Everything that runs, started on entering and stopped on leaving.
