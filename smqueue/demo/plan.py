@@ -31,7 +31,8 @@ bank        by a transfer that shows at the bank
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 WEIGHTS = (30, 10, 15, 10, 10, 8, 9, 8)
-PATIENT = timedelta(minutes=10)
+PATIENT = timedelta(days=1)
+"""Of those who pay: longer than any fault can hold up what they pay by, or the plan would not say how it ends."""
 
 
 @dataclass(frozen=True)
