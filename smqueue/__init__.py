@@ -1,5 +1,6 @@
 """Durable state machines on Celery and Redis."""
 
+from smqueue.async_client import AsyncClient
 from smqueue.builder import ExecutorBuilder
 from smqueue.client import Client
 from smqueue.errors import (
@@ -54,6 +55,7 @@ from smqueue.explain import Explanation
 from smqueue.graph import Edge, Finding, Graph
 from smqueue.modules import Module
 from smqueue.notifier import Update
+from smqueue.producer import SignalFor
 from smqueue.protocols.signal import Delivery
 from smqueue.queries import ActiveState, InactiveState, MachineId
 from smqueue.schemas import Secret
@@ -80,6 +82,7 @@ from smqueue.triggers import (
 __all__ = [
     "ActiveState",
     "AmbiguousModule",
+    "AsyncClient",
     "AwaitTimeout",
     "Client",
     "CommitFailed",
@@ -125,6 +128,7 @@ __all__ = [
     "SecretKeyMissing",
     "ServerFailed",
     "Signal",
+    "SignalFor",
     "SmqueueError",
     "State",
     "StateAlreadyExists",

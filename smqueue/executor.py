@@ -6,22 +6,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from smqueue.async_client import AsyncClient
 from smqueue.cancelling import cancel_all
 from smqueue.deployment import Deployment
 from smqueue.drivers.doorbell import wait_for
-from smqueue.errors import AmbiguousModule, InvalidInput, UnknownModule
+from smqueue.errors import AmbiguousModule, InvalidInput, SmqueueError, UnknownModule
 from smqueue.explain import Explanation, explain
 from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id
 from smqueue.notifier import Notifier
 from smqueue.outbound import Outbound
+from smqueue.producer import Producer, SignalFor
 from smqueue.protocols import control, others
-from smqueue.protocols.add import add
-from smqueue.protocols.autocommit import Done, autocommit
+from smqueue.protocols.autocommit import autocommit
 from smqueue.protocols.signal import Delivery
-from smqueue.protocols.signal import signal as send_signal
 from smqueue.queries import ActiveState, InactiveState, MachineId, Queries, active_state, inactive_state
-from smqueue.relay import Relay
 from smqueue.standing import Standing
 from smqueue.states import State, StateMachine, check_machine, check_operation_id
 from smqueue.transaction import Transaction
@@ -44,6 +43,7 @@ class Executor:
 
     def __init__(self, deployment: Deployment, instances: Callable[[], Instances], outbound: Outbound) -> None:
         self._deployment, self._instances_of, self._outbound = deployment, instances, outbound
+        self._producer = Producer(deployment, instances, outbound)
 
     @property
     def deployment(self) -> Deployment:
@@ -88,18 +88,11 @@ class Executor:
 
         Redis: 2 round trips.
         """
-        batch = list(machines)
-        for machine in batch:
-            check_machine(machine)
-        if not batch:
+        asked = self._producer.adding(machines, exist_ok)
+        if asked is None:
             return []
-        keys = self._deployment.one_shard(machine.operation_id for machine in batch)
-        commit_id = new_id()
-        done = self._deployment.driver.run(
-            add(keys, self.instances, batch, commit_id, exist_ok, self.instances.max_active)
-        )
-        self._after(keys, done, commit_id)
-        return [MachineId(machine) for machine in done.value]
+        _, steps, then = asked
+        return then(self._deployment.driver.run(steps))
 
     def autocommit(
         self,
@@ -132,7 +125,7 @@ class Executor:
         commit_id = new_id()
         steps = autocommit(keys, self.instances, home, fn, commit_id, max_attempts, self.instances.max_active)
         done = self._deployment.driver.run(steps)
-        self._after(keys, done, commit_id)
+        self._producer.after(keys, done, commit_id)
         return done.value
 
     @overload
@@ -175,16 +168,30 @@ class Executor:
 
         Redis: 1 round trip.
         """
-        told = self.instances.signal(operation_id, signal, payload, module)
-        keys = self._deployment.keys(operation_id)
-        steps = send_signal(
-            keys, told, new_id(), machine=machine or "", signal_id=id or "", limit=self.instances.inbox_limit
-        )
-        done = self._deployment.driver.run(steps)
-        assert done is not None
-        if done.hint:
-            self._outbound.hint(keys.namespace, keys.shard)
-        return done.delivery
+        _, steps, then = self._producer.signalling(SignalFor(operation_id, signal, payload, module, machine, id))
+        return then(self._deployment.driver.run(steps))
+
+    def signal_many(self, signals: Iterable[SignalFor]) -> list[Delivery | SmqueueError]:
+        """Send many signals, each as ``signal`` does; they need not be of one operation or shard.
+
+        Args:
+            signals: All of them are checked before the first is sent. Batches of 10,000 are fine.
+
+        Returns:
+            What has become of each, in the order given; of one that was not accepted its error: OperationFinished or
+            InboxFull, or StoreUnavailable of those whose answer was lost, which may be sent again under their ``id``.
+
+        Raises:
+            UnknownModule, UnknownSignal, AmbiguousModule, InvalidPayload, TooLarge: For the first that does not fit;
+                nothing was sent.
+
+        Redis: 1 round trip for each 500 of a shard.
+        """
+        return self._producer.signal_many(signals)
+
+    def async_client(self) -> AsyncClient:
+        """The same from an event loop: what many tasks add and signal at the same time travels together."""
+        return AsyncClient(self._deployment, self._producer)
 
     # --- looking -------------------------------------------------------------------------------------------------
 
@@ -384,12 +391,3 @@ class Executor:
     def _only_module(self) -> str | None:
         ids = self.instances.ids()
         return ids[0] if len(ids) == 1 else None
-
-    def _after(self, keys: Keys, done: Done[Any], commit_id: str) -> None:
-        if done.hint:
-            self._outbound.hint(keys.namespace, keys.shard)
-        if done.watched:
-            for placed, active in done.machines:
-                self._outbound.armed(placed, active, commit_id)
-        if done.requests:
-            Relay(self._deployment.driver, keys, self.instances, self._outbound).own(done.requests)

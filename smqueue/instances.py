@@ -36,7 +36,7 @@ from smqueue.errors import (
 )
 from smqueue.keys import digest, encode
 from smqueue.modules import Module, StateType
-from smqueue.records import Field, Placed, compact
+from smqueue.records import Field, Placed, compact, loads
 from smqueue.schemas import Codec, JsonValue, ValidationProblem, canonical
 from smqueue.secrets import Secrets, scrubbed
 from smqueue.states import Context, State, StateMachine, check_machine, check_operation_id
@@ -202,14 +202,14 @@ class Instances:
         about = (op, instance.id, state_type.name)
         forms: list[JsonValue] = [data, *_without_new_fields(state_type, data)]
         stored = [one for form in forms for one in self.secrets.state(state_type.codec, form, *about)]
-        field, *older = [prefix + canonical(form) for form in stored]
+        field, *older = [prefix + (spelled if form is data else canonical(form)) for form in stored]
         return Placed(op, instance.id, state_type, state, field, digest(op, field), tuple(older))
 
     def current(self, placed: Placed) -> Placed:
         """A loaded record as this code would store it, where that may differ: fields were added, or migrated."""
         known = placed.type
-        added = known.migrations or any(has_default(one) for one in fields(cast("Any", known.cls)))
-        if not added and not self.secrets.seals(known.codec):  # whose key may have been rotated
+        sealed = self.secrets.seals(known.codec)  # whose key may have been rotated
+        if not (sealed or known.migrations or _defaulted(known.cls)):
             return placed
         return self.place_state(placed.op, self.get(placed.module), placed.state)
 
@@ -280,8 +280,10 @@ class Instances:
     def handlers(self, placed: Placed) -> Mapping[str, Handler]:
         """The handlers that race in a state, by name, in declaration order."""
         instance = self.get(placed.module)
+        if not placed.type.dynamic:
+            return _by_name(placed.type.handlers)
         glob = self.global_context(placed.module, placed.op)
-        return {h.name: h for h in instance.module.handlers(placed.state, instance.context, glob)}
+        return _by_name(instance.module.handlers(placed.state, instance.context, glob))
 
     def apply(
         self, handler: Handler, tx: Transaction, placed: Placed, outcome: Any, context: Context[Any, Any]
@@ -349,6 +351,17 @@ class Instances:
         return owners[0], owners[0].module.signals[name]
 
 
+@functools.lru_cache(maxsize=1024)
+def _by_name(handlers: tuple[Handler, ...]) -> Mapping[str, Handler]:
+    return {handler.name: handler for handler in handlers}
+
+
+@functools.lru_cache(maxsize=1024)
+def _defaulted(cls: type[State]) -> bool:
+    """Whether code without a field of it may have stored its states."""
+    return any(has_default(one) for one in fields(cast("Any", cls)))
+
+
 def has_default(field: DataclassField[Any]) -> bool:
     """Whether a field of a dataclass may be left out."""
     return field.default is not MISSING or field.default_factory is not MISSING
@@ -359,13 +372,6 @@ def _makes(source: Any) -> bool:
     return inspect.isroutine(source) or isinstance(source, type | functools.partial)
 
 
-def loads(text: str) -> Any:
-    """Strict JSON: no NaN, no duplicate or lone surrogate surprises later on."""
-    import json
-
-    return json.loads(text)
-
-
 def _is_value(payload: Any) -> bool:
     """Whether a payload is an instance of what the signal carries, rather than JSON-ready data."""
     return payload is not None and not isinstance(payload, str | int | float | bool | list | dict)
@@ -373,7 +379,7 @@ def _is_value(payload: Any) -> bool:
 
 def _without_new_fields(state_type: StateType, data: Any) -> list[dict[str, Any]]:
     """The forms in which code without its last defaulted fields stored the same state, newest first."""
-    if not isinstance(data, dict):
+    if not isinstance(data, dict) or not _defaulted(state_type.cls):
         return []
     form, found = dict(cast("dict[str, Any]", data)), list[dict[str, Any]]()
     for one in reversed(fields(cast("Any", state_type.cls))):

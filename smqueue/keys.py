@@ -54,6 +54,7 @@ HOSTED_KINDS = frozenset({"wait", "channel"})
 _plain = re.compile(r"[A-Za-z0-9_.~-]*\Z").match
 
 
+@lru_cache(maxsize=8192)  # a transition asks some fifty times, for five
 def encode(identifier: str) -> str:
     """An id as part of a key: everything but letters, digits and ``_.-~`` percent-encoded."""
     return identifier if _plain(identifier) else quote(identifier, safe="")

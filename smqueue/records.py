@@ -5,10 +5,11 @@ Times are µs since the epoch, UTC, by Redis's clock; deadlines of armed trigger
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import msgspec
 
 from smqueue.keys import decode, digest
 
@@ -16,7 +17,21 @@ if TYPE_CHECKING:
     from smqueue.modules import StateType
     from smqueue.states import State
 
-compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
+
+
+def compact(data: object) -> str:
+    """JSON without spaces. By msgspec: ten times as fast as ``json``, and integers keep all their digits."""
+    return _encode(data).decode()
+
+
+def loads(raw: bytes | str) -> Any:
+    """The data of a JSON text; raises ValueError when it is none."""
+    try:
+        return _decode(raw)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
 
 Wait = str | int | list[Any]
 """What an armed trigger waits for: the name of a signal, a deadline in ms, or ``[kind, …]``."""
@@ -69,6 +84,9 @@ def label_of(field: str) -> str:
         return "a record that is none"
 
 
+_machine = msgspec.json.Decoder(tuple[str, str | Literal[0], str, str, Armed]).decode
+
+
 class Active(NamedTuple):
     """The value of an active record."""
 
@@ -94,7 +112,7 @@ class Active(NamedTuple):
     @classmethod
     def parse(cls, raw: bytes | str) -> Active:
         """Raises ValueError when it is not one."""
-        match json.loads(raw):
+        match loads(raw):
             case [str(machine), int(step), int(at_us), int(version), *rest]:
                 made = rest[0] if rest and isinstance(rest[0], str) else machine
                 seal = str(rest[2]) if len(rest) > 2 else ""
@@ -119,11 +137,11 @@ class Machine(NamedTuple):
     @classmethod
     def parse(cls, raw: bytes | str) -> Machine:
         """Raises ValueError when it is not one."""
-        match json.loads(raw):
-            case [str(guard), arming, str(op), str(field), dict(armed)]:
-                return cls(guard, arming if isinstance(arming, str) else guard, op, field, cast("Armed", armed))
-            case _:
-                raise ValueError("not the value of a machine")
+        try:
+            guard, arming, op, field, armed = _machine(raw)
+        except RecursionError:
+            raise ValueError("not the value of a machine") from None
+        return cls(guard, arming or guard, op, field, armed)
 
     @property
     def record(self) -> str:
@@ -168,8 +186,8 @@ class Item(NamedTuple):
     def parse(cls, raw: bytes) -> Item:
         """The payload stays encoded. Raises ValueError when it is none."""
         try:
-            data = json.loads(raw)
-        except RecursionError:
+            data = loads(raw)
+        except ValueError:
             data = None
         match data:
             case {"payload": payload, "at": int(at_us)}:

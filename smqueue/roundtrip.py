@@ -41,6 +41,12 @@ class Call(NamedTuple):
     args: tuple[Arg, ...]
 
 
+class Calls(NamedTuple):
+    """Several scripts in one write, each atomic by itself. Reply: a list of what each returns; an error is a value."""
+
+    calls: tuple[Call, ...]
+
+
 class Pause(NamedTuple):
     """Not a round trip: wait a little before looking again. Reply: ``None``."""
 
@@ -51,7 +57,7 @@ class LostReply(Exception):
     """Thrown into a protocol: the request may or may not have been applied, and its WATCHes are gone."""
 
 
-RoundTrip = Read | Commit | Call | Pause
+RoundTrip = Read | Commit | Call | Calls | Pause
 Steps = Generator[RoundTrip, Any, T]
 
 

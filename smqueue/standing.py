@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from smqueue.errors import SmqueueError, UndecodableRecord
 from smqueue.instances import Instances
 from smqueue.keys import Keys, digest, encode
-from smqueue.records import Active, Item, Placed
+from smqueue.records import Active, Item, Placed, loads
 from smqueue.roundtrip import Command
 from smqueue.trigger_types import Signal
 
@@ -82,8 +81,8 @@ def standing(keys: Keys, instances: Instances, placed: Placed, known: Mapping[Co
 def parse_inactive(raw: bytes) -> dict[str, Any]:
     """The value of an inactive record; raises ValueError when it is not one."""
     try:
-        data = json.loads(raw)
-    except RecursionError:
+        data = loads(raw)
+    except ValueError:
         data = None
     match data:
         case {"machine": str(), "step": int(), "at": int(), "exited": int(), "version": int(), "visits": int()}:
@@ -95,7 +94,7 @@ def parse_inactive(raw: bytes) -> dict[str, Any]:
 
 def version_of(raw: bytes) -> int:
     """The schema version of a stored record, active or inactive."""
-    data = json.loads(raw)
+    data = loads(raw)
     return int(data["version"]) if isinstance(data, dict) else Active.parse(raw).version
 
 

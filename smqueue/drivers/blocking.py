@@ -21,7 +21,7 @@ from smqueue.drivers.line import Line
 from smqueue.drivers.nodes import Nodes, nodes_of
 from smqueue.drivers.scripts import script
 from smqueue.errors import NotReplicated, StoreRefused, StoreUnavailable
-from smqueue.roundtrip import Call, Command, Commit, LostReply, Pause, Read, RoundTrip, Run, Steps
+from smqueue.roundtrip import Call, Calls, Command, Commit, LostReply, Pause, Read, RoundTrip, Run, Steps
 
 T = TypeVar("T")
 MAX_LOST = 3
@@ -112,8 +112,11 @@ class Blocking:
             except LOST as error:
                 line.disconnect()
                 return _lost(error)
-            except ELSEWHERE as error:  # certainly not applied
+            except ELSEWHERE as error:  # certainly not applied, if it was one request
                 line.astray()
+                if isinstance(request, Calls):
+                    time.sleep(0.02)
+                    return _lost(error)
                 if isinstance(error, AskError) and line.key is not None and error.slot_id != slot_of(line.key):
                     return StoreRefused(shown(self.url), f"a key is in another slot than {line.key!s}: {ONE_SLOT}")
                 if watching:  # what it rests on may change before it is watched elsewhere: the protocol looks again
@@ -146,18 +149,27 @@ class Blocking:
                 if replies is not None:
                     self._see_confirmed(sent[len(commands) + 2 :])
                 return replies
-            case Call(name, keys, args):
-                return self._call(line, connection, name, keys, args)
+            case Call():
+                (reply,) = self._call(line, connection, [request])
+                self._refuse([reply])
+                return reply
+            case Calls(calls):
+                replies = self._call(line, connection, calls)
+                return [translated(self.url, one) if isinstance(one, RedisError) else one for one in replies]
 
-    def _call(self, line: Line, connection: Any, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        code, confirm = script(name), self._confirm(line)
-        named = line.guarded(keys)
-        reply, *confirmed = exchange(connection, [("EVALSHA", code.sha, len(named), *named, *args), *confirm])
-        if isinstance(reply, NoScriptError):
-            reply, *confirmed = exchange(connection, [("EVAL", code.text, len(named), *named, *args), *confirm])
-        self._refuse([reply])
-        self._see_confirmed(confirmed)
-        return reply
+    def _call(self, line: Line, connection: Any, calls: Sequence[Call]) -> list[Any]:
+        """Run scripts by their digests; those that the server does not know yet, by their text."""
+        confirm = self._confirm(line)
+        named = [(script(call.script), line.guarded(call.keys), call.args) for call in calls]
+        sent: list[Command] = [("EVALSHA", code.sha, len(keys), *keys, *args) for code, keys, args in named]
+        replies = exchange(connection, [*sent, *confirm])
+        if unknown := [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
+            told = [named[place] for place in unknown]
+            texts: list[Command] = [("EVAL", code.text, len(keys), *keys, *args) for code, keys, args in told]
+            for place, reply in zip(unknown, exchange(connection, [*texts, *confirm]), strict=False):
+                replies[place] = reply
+        self._see_confirmed(replies[len(calls) :])
+        return replies[: len(calls)]
 
     def _end(self, line: Line) -> None:
         """Leave no WATCH; and what was seen is told to the caller: it has to be safe too."""

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from smqueue.drivers.connect import ELSEWHERE, LOST, exchange, translated
+from redis.exceptions import ResponseError
+
+from smqueue.drivers.connect import ELSEWHERE, LOST, translated
 from smqueue.drivers.driver import Driver
 from smqueue.drivers.nodes import Node, Nodes
 from smqueue.errors import AwaitTimeout, StoreUnavailable
@@ -108,11 +110,15 @@ class Doorbell:
 
 
 def _see_confirmed(connection: Any, channel: str, url: str) -> None:
-    (said,) = exchange(connection, [("SSUBSCRIBE", channel)])
+    connection.send_command("SSUBSCRIBE", channel)  # more than its reply may come: what reads on must be one parser
+    said: Any = None
     while not isinstance(said, list) or said[0] != b"ssubscribe":  # another channel's ring may come first
-        if isinstance(said, Exception):
-            raise translated(url, said)
-        said = connection.read_response(disable_decoding=True)
+        try:
+            said = connection.read_response(disable_decoding=True)
+        except ELSEWHERE:
+            raise
+        except ResponseError as error:
+            raise translated(url, error) from None
 
 
 def wait_for(driver: Driver, channel: str, look: Callable[[], T | None], seconds: float | None, what: str) -> T:

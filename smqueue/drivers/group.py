@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from smqueue.roundtrip import Commit, Pause, Read, RoundTrip, Run, Steps
+from smqueue.roundtrip import Call, Calls, Commit, Pause, Read, RoundTrip, Run, Steps
 
 T = TypeVar("T")
 Ready = list[tuple[Run[T], Commit]]
@@ -67,14 +67,17 @@ def group(protocols: Iterable[Steps[T]], budget_s: float = float("inf")) -> Step
                 while run.request is not None:
                     run.answer((yield from _ask(run.request)))
         else:
+            calling = [(run, run.request) for run in live if isinstance(run.request, Call)]
             for run in live:
                 if isinstance(run.request, Pause):
                     run.answer(None)  # the others' work is pause enough
-                elif run.request is not None and not isinstance(run.request, Read | Commit):
-                    reply = yield from _ask(run.request)
+            if calling:
+                replies = yield from _ask(Calls(tuple([call for _, call in calling])))
+                lost = isinstance(replies, Exception)
+                for (run, _), reply in zip(calling, [replies] * len(calling) if lost else replies, strict=True):
                     run.answer(reply)
-                    if isinstance(reply, Exception):
-                        _look_again(ready)
+                if lost:
+                    _look_again(ready)
     return runs
 
 

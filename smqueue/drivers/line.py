@@ -10,7 +10,7 @@ from smqueue.drivers.cluster import slot_of, tag_of
 from smqueue.drivers.connect import ONE_SLOT, shown
 from smqueue.drivers.nodes import Node, Nodes
 from smqueue.errors import SmqueueError, StoreRefused
-from smqueue.roundtrip import Call, Command, Commit, Read, RoundTrip
+from smqueue.roundtrip import Call, Calls, Command, Commit, Read, RoundTrip
 
 KEYLESS = frozenset({"TIME", "PING", "PUBLISH", "SPUBLISH", "UNWATCH", "WAIT"})
 KEY_AT = {"SCAN": 3, "XINFO": 2, "EVAL": 3}
@@ -129,6 +129,9 @@ def keys_of(request: RoundTrip) -> Iterator[str | bytes]:
             yield from _named(commands)
         case Call(_, keys, _):
             yield from keys
+        case Calls(calls):
+            for call in calls:
+                yield from call.keys
         case _:
             return
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Generic, TypeVar
 
+import msgspec
 from marshmallow import Schema
 
 from smqueue.schemas.derive import Walker, marked_secrets
@@ -17,7 +17,7 @@ from smqueue.schemas.secrets import Cover, hidden
 T = TypeVar("T")
 
 # One encoder for ever: records are found by these bytes. Keys sort by code point.
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_encode = msgspec.json.Encoder(order="deterministic").encode
 _codecs: dict[Any, Codec[Any]] = {}
 
 
@@ -152,9 +152,9 @@ def canonical(data: JsonValue) -> str:
     """The one text of dumped data: sorted keys, no spaces, no escapes that JSON does not ask for.
 
     Two equal states have the same text, in every process and version, so it must never change. Read it back with
-    ``json``, not orjson, which turns integers beyond 64 bits into floats.
+    ``json`` or msgspec, not orjson, which turns integers beyond 64 bits into floats.
     """
-    return _ENCODER.encode(data)
+    return _encode(data).decode()
 
 
 def redact(data: JsonValue, codec: Codec[Any]) -> JsonValue:

@@ -141,6 +141,8 @@ class _Exploration:
         self._store.restore(self._blank)
         self._store.watchers.clear()
         world = World(self._settings, chooser, self._store, without)
+        for module in world.executor.instances.ids():
+            _ = world.executor.instances.get(module).context  # made now: a check may look at it before anything has run
         try:
             self._scenario(world)
             world.run()

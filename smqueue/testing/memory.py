@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from smqueue.errors import NothingHappens, StoreRefused, StoreUnavailable
-from smqueue.roundtrip import Arg, Call, Commit, LostReply, Pause, Read, RoundTrip, Run, Steps
+from smqueue.roundtrip import Arg, Call, Calls, Commit, LostReply, Pause, Read, RoundTrip, Run, Steps
 from smqueue.testing.store import Store
 from smqueue.testing.values import ReplyError
 
@@ -43,6 +43,8 @@ class Connection:
             case Call(script, keys, args):
                 reply = self.store.call(script, keys, args)
                 return StoreRefused(URL, str(reply)) if isinstance(reply, ReplyError) else reply
+            case Calls(calls):
+                return [self.trip(call) for call in calls]
             case Pause():
                 return None
 

@@ -157,7 +157,6 @@ def test_retention(play: Play, cluster: ValkeyCluster) -> None:
     local = play(url=cluster.url, brief=brief)
     local.add("op", Brief(1))
     local.settle("op")
-    local.make_due("~retention")
     local.until(lambda: not list(local.executor.get_inactive_states()), "the operation to be forgotten")
 
 

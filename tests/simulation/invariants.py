@@ -254,8 +254,9 @@ def _check_promises(world: World, taken: set[str]) -> None:
                 places: list[Any] = [store.data.get(key(op), {}) for key in (KEYS.active, KEYS.inactive)]
                 if not any(field.encode() in place for place in places):
                     raise Violated(f"an add was acknowledged, and its record is gone: {op} {field}")
-        elif what in {"DELIVERED", "BUFFERED"} and told not in taken | kept and not cancelled:
-            raise Violated(f"signal {told} was {what}, and is gone")
+        for answer, id in told if what == "signalled" else []:
+            if answer in {"DELIVERED", "BUFFERED"} and id not in taken | kept and not cancelled:
+                raise Violated(f"signal {id} was {answer}, and is gone")
 
 
 def _check_pauses(world: World) -> None:

@@ -5,7 +5,7 @@ What the code draws at random is drawn from its process's own counter, so that a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ from smqueue.errors import StoreUnavailable
 from smqueue.instances import Instance, Instances
 from smqueue.keys import Keys
 from smqueue.relay import Relay
-from smqueue.roundtrip import Commit, LostReply, Pause, Read, RoundTrip, Run
+from smqueue.roundtrip import Call, Calls, Commit, LostReply, Pause, Read, RoundTrip, Run
 from smqueue.testing.memory import Connection
 from smqueue.testing.store import Store
 from tests.inprocess import Sent
@@ -97,12 +97,27 @@ class Asking:
     def run(self, steps: Any) -> Any:
         run: Run[Any] = Run(steps)
         while run.request is not None:
-            run.answer(None if isinstance(run.request, Pause) else self._live.ask(run.request))
+            match run.request:
+                case Pause():
+                    run.answer(None)
+                case Calls(calls):
+                    run.answer(self._each(calls))
+                case request:
+                    run.answer(self._live.ask(request))
         if run.watched:
             self._live.ask(Read((), (("UNWATCH",),)))
         if isinstance(run.error, LostReply):
             raise StoreUnavailable(self.url, "no answer") from None
         return run.result()
+
+    def _each(self, calls: Sequence[Call]) -> Any:
+        """Scripts of one write are atomic each, not together: others may come between them, or their sender die."""
+        replies: list[Any] = []
+        for one in calls:
+            replies.append(self._live.ask(one))
+            if isinstance(replies[-1], LostReply):
+                return replies[-1]
+        return replies
 
     def command(self, *args: Any) -> Any:
         return self._live.ask(Read((), (args,)))[0]

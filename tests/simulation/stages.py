@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from smqueue import StateMachine, Transaction
+from smqueue import Delivery, SignalFor, StateMachine, Transaction
 from smqueue.errors import OperationFinished, StateAlreadyExists
 from smqueue.keys import new_id
 from smqueue.protocols import claim, requests, retention, runs
@@ -49,7 +49,7 @@ def add_short(p: Process) -> Any:
 
 def _signal(p: Process, id: str, n: int, op: str = "o") -> Any:
     try:
-        return p.executor.signal(op, "go", {"id": id, "n": n}, id=id, module="m").value, id
+        return "signalled", [(p.executor.signal(op, "go", {"id": id, "n": n}, id=id, module="m").value, id)]
     except OperationFinished:
         return "finished"
 
@@ -72,6 +72,14 @@ def signal_work(p: Process) -> Any:
 
 def signal_again(p: Process) -> Any:
     return _signal(p, "e4", 4)
+
+
+def signal_many(p: Process) -> Any:
+    """Two in one write."""
+    ids = {"a0": 0, "b1": 1}
+    many = [SignalFor("o", "go", {"id": id, "n": n}, "m", id=id) for id, n in ids.items()]
+    told = zip(p.executor.signal_many(many), ids, strict=True)
+    return "signalled", [(one.value, id) for one, id in told if isinstance(one, Delivery)]
 
 
 def drain(p: Process) -> Any:
@@ -230,8 +238,8 @@ def _pass(p: Process, us: int) -> Any:
 
 
 ACTORS: list[Actor] = [
-    add, add_batch, add_short, signal_stay, signal_end, signal_mid, signal_work, signal_again, drain, stopped_first,
-    stopped_second, renew, attempt, attempt_under_way, host, ended_task, pump, pause, resume, cancel, retry, count,
+    add, add_batch, add_short, signal_stay, signal_end, signal_mid, signal_work, signal_again, signal_many,
+    drain, stopped_first, stopped_second, renew, attempt, attempt_under_way, host, ended_task, pump, pause, resume, cancel, retry, count,
     spawn, relay, relay_cut_off, relay_unsendable, own, ask, sweep, deadline_passes, lease_passes,
 ]  # fmt: skip
 
