@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from smqueue.drivers.blocking import Blocking
@@ -55,13 +56,12 @@ class Deployment:
 
     def keys(self, operation_id: str) -> Keys:
         """The keys of the shard that an operation lives in."""
-        settings = self.settings
-        return Keys(settings.namespace, shard_of(operation_id, settings.shards))
+        return self.all_keys()[shard_of(operation_id, self.settings.shards)]
 
-    def all_keys(self) -> list[Keys]:
+    def all_keys(self) -> Sequence[Keys]:
         """The keys of every shard."""
         settings = self.settings
-        return [Keys(settings.namespace, shard) for shard in range(settings.shards)]
+        return keys_of(settings.namespace, settings.shards)
 
     def one_shard(self, operation_ids: Iterable[str]) -> Keys:
         """The shard that all these operations live in.
@@ -88,6 +88,12 @@ class Deployment:
                     driver.run(_enlist(Keys(settings.namespace), settings))
                     opened = self._opened = (settings, driver)
         return opened
+
+
+@lru_cache(maxsize=64)
+def keys_of(namespace: str, shards: int) -> Sequence[Keys]:
+    """The keys of each shard of a namespace."""
+    return tuple([Keys(namespace, shard) for shard in range(shards)])
 
 
 def _enlist(keys: Keys, settings: Settings) -> Steps[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -162,3 +162,15 @@ def arrival_looks(keys: Keys, instances: Instances, placed: Placed) -> Look:
         [*watch, *inboxes, keys.watchers(placed.op)],
         [*commands, *map(head, inboxes), begun(keys, placed.op), watchers(keys, placed.op), watched(keys), TIME],
     )
+
+
+def arrivals(keys: Keys, instances: Instances, batch: Iterable[Placed], begun: Collection[str]) -> Look:
+    """The same for several; of operations that are not known to have begun their beginning is watched, too."""
+    watch, commands = dict[str, None](), dict[Command, None]()
+    for one in batch:
+        look = arrival_looks(keys, instances, one)
+        watch.update(dict.fromkeys(look.watch))
+        commands.update(dict.fromkeys(look.commands))
+        if one.op not in begun:
+            watch[keys.history(one.op)] = watch[keys.active(one.op)] = None
+    return Look(list(watch), list(commands))

@@ -28,7 +28,7 @@ from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id, shard_of
 from smqueue.records import Placed
 from smqueue.roundtrip import Command, time_us
-from smqueue.standing import TIME, arrival_looks, standing
+from smqueue.standing import TIME, arrivals, standing
 
 if TYPE_CHECKING:
     from smqueue.states import StateMachine
@@ -38,6 +38,17 @@ P = TypeVar("P")
 
 REQUESTS_LIMIT = 10_000
 """Tasks, signals and batches for other shards that one commit may leave to be done."""
+
+
+def placed(instances: Instances, machines: Iterable[StateMachine]) -> tuple[list[Placed], SmqueueError | None]:
+    """The records of machines, up to the first that cannot be one, and what is wrong with that."""
+    found: list[Placed] = []
+    try:
+        for machine in machines:
+            found.append(instances.place(machine))  # noqa: PERF401 - what came before an error counts
+    except SmqueueError as error:
+        return found, error
+    return found, None
 
 
 class Transaction(DataKeys):
@@ -97,7 +108,10 @@ class Transaction(DataKeys):
         batch, shards = list(machines), self._instances.shards
         elsewhere = {shard_of(one.operation_id, shards) for one in batch} - {self._keys.shard} if shards > 1 else set()
         if not elsewhere:
-            self.starting += self.fresh(batch)
+            found, misplaced = placed(self._instances, batch)
+            looks = arrivals(self._keys, self._instances, found, self._begun)
+            self.buffer.ask(*looks.commands, watch=looks.watch)
+            self.starting += self.fresh(found, misplaced)
             return
         if len({shard_of(one.operation_id, shards) for one in batch}) > 1:
             raise CrossShard(", ".join(one.operation_id for one in batch[:5]))
@@ -106,7 +120,8 @@ class Transaction(DataKeys):
 
     def fresh(
         self,
-        machines: Iterable[StateMachine],
+        batch: Sequence[Placed],
+        misplaced: SmqueueError | None,
         existing: dict[str, str] | None = None,
         own: str = "",
         exist_ok: bool = False,
@@ -114,27 +129,15 @@ class Transaction(DataKeys):
         """The records of machines to be added, each of them found to be new.
 
         Args:
-            machines: What is to be added.
+            batch: What is to be added; what their arrival depends on has been looked at.
+            misplaced: What is wrong with the machine after these: raised once they are seen to be new.
             existing: Takes record → machine id of those that are there already and no error.
             own: A commit id: what that has made is no error, for the call is a repetition of it.
             exist_ok: Nor is what anybody has made.
         """
         instances, keys = self._instances, self._keys
-        placed: list[Placed] = []
-        misplaced: SmqueueError | None = None
-        for machine in machines:  # the checks run machine by machine: those before it come first
-            try:
-                placed.append(instances.place(machine))
-            except SmqueueError as error:
-                misplaced = error
-                break
-        looks = [arrival_looks(keys, instances, one) for one in placed]
-        unbegun = {one.op for one in placed} - set(self._begun)
-        beginnings = [key for op in unbegun for key in (keys.history(op), keys.active(op))]
-        watch = [*{key for look in looks for key in look.watch}, *beginnings]
-        self.buffer.ask(*dict.fromkeys(c for look in looks for c in look.commands), watch=watch)
         taken = {one.record for one in self.starting}
-        for one in placed:
+        for one in batch:
             stands = standing(keys, instances, one, self.buffer.known)
             if stands.exists and existing is not None and (exist_ok or stands.made == own):
                 existing[one.record] = stands.machine
@@ -146,7 +149,7 @@ class Transaction(DataKeys):
             taken.add(one.record)
         if misplaced is not None:
             raise misplaced
-        return placed
+        return list(batch)
 
     @overload
     def signal(self, operation_id: str, signal: Signal[None], *, module: str | None = None) -> None: ...

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from smqueue.roundtrip import Call, Calls, Commit, Pause, Read, RoundTrip, Run, Steps
+from smqueue.roundtrip import Call, Calls, Command, Commit, Pause, Read, RoundTrip, Run, Steps
 
 T = TypeVar("T")
 Ready = list[tuple[Run[T], Commit]]
@@ -49,7 +49,8 @@ def group(protocols: Iterable[Steps[T]], budget_s: float = float("inf")) -> Step
                 _look_again(ready)
         elif len(ready) == len(live):  # an EXEC drops every WATCH: no member may stand between look and commit
             together, later = _disjoint(ready)
-            replies = yield from _ask(Commit(tuple([c for _, commit in together for c in commit.commands])))
+            commands, places = _merged([commit.commands for _, commit in together])
+            replies = yield from _ask(Commit(tuple(commands)))
             if not isinstance(replies, list):
                 spoiled += 1
                 for run, _ in ready:
@@ -57,11 +58,8 @@ def group(protocols: Iterable[Steps[T]], budget_s: float = float("inf")) -> Step
                     while spoiled > 1 and run.request is not None:
                         run.answer((yield from _ask(run.request)))
                 continue
-            at = 0
-            for run, request in together:
-                until = at + len(request.commands)
-                run.answer(replies[at:until])
-                at = until
+            for (run, _), place in zip(together, places, strict=True):
+                run.answer([replies[at] for at in place])
             for run, _ in later:  # each alone: together, all but the first would only wait again
                 run.answer(None)
                 while run.request is not None:
@@ -106,28 +104,37 @@ def _disjoint(members: Ready[T]) -> tuple[Ready[T], Ready[T]]:
     written, replaced, counted = set[Any](), set[Any](), dict[Any, Any]()
     for run, commit in members:
         # An increment makes a key where there was none: a write of another kind to it was not checked for that.
-        clash = counted and any(len(c) > 1 and counted.get(c[1], c[0]) != c[0] for c in commit.commands)
-        if run.watched & written or run.checked & replaced or clash:
+        clash = counted and [c for c in commit.commands if len(c) > 1 and counted.get(c[1], c[0]) != c[0]]
+        if clash or not (run.watched.isdisjoint(written) and run.checked.isdisjoint(replaced)):
             later.append((run, commit))
             continue
         together.append((run, commit))
         for command in commit.commands:
-            if command[0] in KEYLESS:
-                continue
-            keys = _keys(command)
-            written.update(keys)
-            if command[0] in INCREMENTS:
-                counted[command[1]] = command[0]
-            else:
-                replaced.update(keys)
+            name = command[0]
+            if name in INCREMENTS:
+                written.add(command[1])
+                counted[command[1]] = name
+            elif name == "DEL":
+                replaced.update(command[1:])
+            elif name == "EVAL":
+                replaced.update(command[3 : 3 + int(command[2])])
+            elif name not in KEYLESS:
+                replaced.add(command[1])
+        written |= replaced
     return together, later
 
 
-def _keys(command: Sequence[Any]) -> Sequence[Any]:
-    match command[0]:
-        case "DEL":
-            return command[1:]
-        case "EVAL":
-            return command[3 : 3 + int(command[2])]
-        case _:
-            return command[1:2]
+def _merged(commits: Sequence[Sequence[Command]]) -> tuple[list[Command], list[list[int]]]:
+    """The commands of several commits, and where each finds its replies. The same bell is rung but once."""
+    commands, places, rung = list[Command](), list[list[int]](), dict[Command, int]()
+    for one in commits:
+        place = list[int]()
+        for command in one:
+            at = len(commands)
+            if command[0] == "SPUBLISH":
+                at = rung.setdefault(command, at)
+            if at == len(commands):
+                commands.append(command)
+            place.append(at)
+        places.append(place)
+    return commands, places

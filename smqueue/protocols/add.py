@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from smqueue.instances import Instances
 from smqueue.keys import Keys
 from smqueue.protocols.autocommit import Done, autocommit
 from smqueue.roundtrip import Steps
+from smqueue.standing import Look, arrivals
 from smqueue.states import StateMachine
-from smqueue.transaction import Transaction
+from smqueue.transaction import Transaction, placed
 
 
 def add(
@@ -34,12 +35,16 @@ def add(
         CommitFailed: After 100 conflicts.
     """
     existing: dict[str, str] = {}
+    batch, misplaced = placed(instances, machines)
 
     def run(tx: Transaction) -> list[str]:
-        placed = tx.fresh(machines, existing, commit_id, exist_ok)
-        tx.starting = [one for one in placed if one.record not in existing]
-        return [one.record for one in placed]
+        tx.fresh(batch, misplaced, existing, commit_id, exist_ok)
+        tx.starting = [one for one in batch if one.record not in existing]
+        return [one.record for one in batch]
 
-    done = yield from autocommit(keys, instances, None, run, commit_id, max_active=max_active)
+    def looks(begun: Collection[str]) -> Look:
+        return arrivals(keys, instances, batch, begun)
+
+    done = yield from autocommit(keys, instances, None, run, commit_id, max_active=max_active, looks=looks)
     made = {one.placed.record: one.active.machine for one in done.machines}
     return done._replace(value=[made.get(record) or existing[record] for record in done.value])

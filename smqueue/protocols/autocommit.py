@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from smqueue.errors import CommitFailed, TooManyActive
@@ -13,6 +13,7 @@ from smqueue.protocols.decide import Look, decide
 from smqueue.protocols.spawn import Spawned, start, tail, unbegun
 from smqueue.records import Active, Placed
 from smqueue.roundtrip import Command, LostReply, Steps, back_off, commit, read
+from smqueue.standing import Look as Arrivals
 from smqueue.standing import parse_inactive, watched
 from smqueue.transaction import Transaction
 
@@ -39,6 +40,7 @@ def autocommit(
     commit_id: str,
     max_attempts: int = 100,
     max_active: int | None = None,
+    looks: Callable[[Collection[str]], Arrivals] | None = None,
 ) -> Steps[Done[T]]:
     """Run ``fn`` and commit what it did; again when something it has read was changed meanwhile.
 
@@ -47,6 +49,9 @@ def autocommit(
     ``max_active`` is compared with the length of ``schedule``, where each active machine has an entry, and one more for
     each of its triggers with code (requests, retention and cancellations under way have one, too). That is a look
     without a WATCH, or all that add would be in each other's way: what others add until the EXEC is not seen.
+
+    ``looks`` tells what ``fn`` is known to read: it is looked at before, and ``fn`` runs but once. It is given the
+    operations whose history is known to have begun.
 
     Raises:
         TooManyActive: With the new machines there would be more than ``max_active`` in this shard; nothing was written.
@@ -63,6 +68,11 @@ def autocommit(
         try:
             if doubtful is not None and (yield from _applied(keys, commit_id, doubtful.machines)):
                 return _recognised(doubtful, lost)
+            counted: Command = ("ZCARD", keys.schedule)
+            always = [watched(keys), ("TIME",), *([] if max_active is None else [counted])]
+            if looks is not None:
+                first = looks(begun)
+                yield from look.fetch(first.watch, [*first.commands, *always])
             decided = yield from decide(keys, instances, module, fn, look, begun)
             if decided is None:
                 attempt += 1
@@ -73,9 +83,7 @@ def autocommit(
             once = (
                 [] if tx.starting else [keys.marker(commit_id)]
             )  # whichever of its attempts comes first, no second one
-            counted: Command = ("ZCARD", keys.schedule)
-            looks = [*checks, watched(keys), ("TIME",), *([] if max_active is None else [counted])]
-            yield from look.fetch(once, looks, check=[str(c[1]) for c in checks])
+            yield from look.fetch(once, [*checks, *always], check=[str(c[1]) for c in checks])
             if tx.starting and max_active is not None and look.known[counted] + len(tx.starting) > max_active:
                 raise TooManyActive(look.known[counted], len(tx.starting), max_active)
             yield from look.verify(tx)

@@ -74,14 +74,12 @@ def start(
         commit_id: Of the commit that this is part of.
         own: The operation of the transition that this is part of: its history is written by the caller.
     """
-    plan = Started([], [], [], False)
-    now_us, due = look.now_us, False
-    by_op: dict[str, list[Spawned]] = {}
+    commands, told, all_of_them, due = list[Command](), list[dict[str, Any]](), list[Spawned](), False
+    now_us = look.now_us
+    by_op: dict[str, list[tuple[Placed, str]]] = {}
     for index, placed in enumerate(spawned):
         machine = machine_id(commit_id, index if own is None else index + 1, placed)
-        by_op.setdefault(placed.op, []).append(
-            Spawned(placed, Active(machine, 1, now_us, placed.type.module.version, commit_id, lone=False))
-        )
+        by_op.setdefault(placed.op, []).append((placed, machine))
     for op, machines in by_op.items():
         so_far = 2 if op == own else look.known[begun(keys, op)]
         lone = so_far == 0 and len(machines) == 1
@@ -90,28 +88,28 @@ def start(
             everyone: Command = ("HGETALL", keys.active(op))
             yield from look.fetch([], [everyone])
             entries += [first_entry(*pair) for pair in parse_pairs(look.known[everyone])]
-        for placed, unmarked in machines:
-            active = unmarked._replace(lone=lone)
+        for placed, machine in machines:
+            active = Active(machine, 1, now_us, placed.type.module.version, commit_id, lone)
             entry = step_entry(active, placed.field, now_us, commit_id)
             active, entry = sealed(instances.chain, op, "", active, entry)
             items = yield from buffered(keys, instances, placed, active.machine, look)
             entered = enter(keys, placed, instances.handlers(placed), active, commit_id, now_us, items.get)
             look.taken |= entered.taken
-            plan.commands.extend(entered.commands)
-            plan.machines.append(Spawned(placed, active))
+            commands += entered.commands
+            all_of_them.append(Spawned(placed, active))
             due = due or entered.due
             entries.append(entry)
         if op == own:
-            plan.entries.extend(entries)
+            told += entries
             continue
         written = note(keys, op, *entries, told=so_far == 1)
-        plan.commands.extend(written[1:] if lone else written)  # a lone machine is told of, not written
+        commands += written[1:] if lone else written  # a lone machine is told of, not written
         if waiting := ring(keys, look.known[watchers(keys, op)], now_us):
-            plan.commands.extend(waiting)
+            commands += waiting
             due = True
         if own is not None:
-            plan.commands.append(("SADD", keys.children(own), op))
-    return plan._replace(due=due)
+            commands.append(("SADD", keys.children(own), op))
+    return Started(commands, told, all_of_them, due)
 
 
 def parse_pairs(flat: Any) -> list[tuple[str, Active]]:

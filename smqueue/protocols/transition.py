@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
 from smqueue.errors import (
@@ -111,7 +112,7 @@ def transition(keys: Keys, instances: Instances, it: Claimed, commit_id: str) ->
             tx, result = decided
             to = instances.place_state(op, instance, result) if result is not None else None
             yield from _look(keys, instances, it, to, tx, look)
-            if guard_of(look.known["GET", guard]) != it.machine.guard:
+            if (raw := look.known["GET", guard]) != it.raw and guard_of(raw) != it.machine.guard:
                 return Transitioned("stale")
             if control := next((key for key in controls(keys, it.placed) if look.known["GET", key] is not None), ""):
                 return Transitioned("held", detail=control)
@@ -142,9 +143,7 @@ def transition(keys: Keys, instances: Instances, it: Claimed, commit_id: str) ->
 
 def attempt_id(entry: str, trigger: str) -> str:
     """The id of a trigger from arming to end: of its Celery task, and the idempotency key of what it calls."""
-    from uuid import NAMESPACE_OID, uuid5
-
-    return str(uuid5(NAMESPACE_OID, f"{entry}:{trigger}"))
+    return blake2b(f"{entry}:{trigger}".encode(), digest_size=16).hexdigest()
 
 
 def _outcome(instances: Instances, handler: Handler, it: Claimed) -> Any:
