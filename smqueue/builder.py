@@ -122,12 +122,13 @@ class ExecutorBuilder:
                     fresh.max_active = -(-most // deployment.settings.shards)  # each shard its share, rounded up
                 fresh.secrets = self._secrets
                 fresh.chain = history_chain(app)
+                fresh.push = outbound.push
                 for instance in self._instances:
                     fresh.register(instance)
                 made.append(fresh)
             return made[0]
 
-        outbound = CeleryOutbound(app, lambda: deployment.settings.namespace, instances)
+        outbound = CeleryOutbound(app, lambda: deployment.settings, instances)
         executor = Executor(deployment, instances, outbound)
         install(app, Engine(app, executor, outbound))
         return executor

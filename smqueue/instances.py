@@ -34,7 +34,7 @@ from smqueue.errors import (
     UnknownModule,
     UnknownSignal,
 )
-from smqueue.keys import digest, encode
+from smqueue.keys import Keys, digest, encode
 from smqueue.modules import Module, StateType
 from smqueue.records import Field, Placed, compact, loads
 from smqueue.schemas import Codec, JsonValue, ValidationProblem, canonical
@@ -59,6 +59,16 @@ class Told(NamedTuple):
     module: str
     signal: str
     payload: str
+
+
+class Push(NamedTuple):
+    """A hint as the broker stores it: what makes work due pushes it, where the broker is the same Redis."""
+
+    queue: str
+    """The key of its list."""
+    database: str
+    """The number of its database."""
+    message: str
 
 
 @dataclass
@@ -129,6 +139,8 @@ class Instances:
         """What encrypts secret fields; the builder sets it."""
         self.chain: Chain | None = None
         """What seals the steps of histories; the builder sets it."""
+        self.push: Callable[[Keys], Push | None] = lambda _keys: None
+        """The hint for a shard, if commits are to push it; the builder sets it."""
         self.time_limit: Callable[[str, float], AbstractContextManager[None]] = lambda _what, _seconds: nullcontext()
         """What bounds the run of a handler; a worker sets it."""
 

@@ -93,8 +93,8 @@ class Producer:
                 self._outbound.hint(keys.namespace, keys.shard)
             return done.delivery
 
-        limit = instances.inbox_limit
-        steps = signal(keys, told, new_id(), machine=asked.machine or "", signal_id=asked.id or "", limit=limit)
+        options: Any = {"machine": asked.machine or "", "signal_id": asked.id or "", "limit": instances.inbox_limit}
+        steps = signal(keys, told, new_id(), push=instances.push(keys), **options)
         return keys, steps, then
 
     def signal_many(self, signals: Iterable[SignalFor]) -> list[Delivery | SmqueueError]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smqueue.chain import Chain
 from smqueue.handlers import Handler
+from smqueue.instances import Push
 from smqueue.keys import Keys, decode, schedule_of
 from smqueue.protocols.bounds import HINT_MS, PARK_MS, UPDATES_KEPT
 from smqueue.records import Active, Armed, Item, Machine, Placed, Wait, compact, deadline_ms, kind_of
@@ -258,9 +259,16 @@ def ring(keys: Keys, watchers: Any, now_us: int) -> list[Command]:
     return [("ZADD", keys.schedule, now_us // 1000, entry) for entry in entries]
 
 
-def hint(keys: Keys) -> Command:
-    """Say that something is due: the reply is OK for the one who is to send the hint."""
-    return ("SET", keys.hint, "1", "NX", "PX", HINT_MS)
+def hint(keys: Keys, push: Push | None) -> Command:
+    """Say that something is due: the reply is nil unless the caller is the one to send the hint.
+
+    EVAL with its text, as ``settle``.
+    """
+    if push is None:
+        return ("SET", keys.hint, "1", "NX", "PX", HINT_MS)
+    body = "if not redis.call('SET',KEYS[1],'1','NX','PX',ARGV[1]) then return false end"
+    body += " redis.pcall('SELECT',ARGV[2]) return type(redis.pcall('LPUSH',KEYS[2],ARGV[3]))~='number' and 1"
+    return ("EVAL", body, 2, keys.hint, push.queue, HINT_MS, push.database, push.message)
 
 
 def settle(keys: Keys, op: str, now_us: int, keep: timedelta | None) -> Command:

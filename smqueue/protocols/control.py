@@ -203,7 +203,7 @@ def _end_all(
         entries.append(sealed(chain, op, one.active.seal, ended, entry)[1])
     commands += note(keys, op, *entries, told=entries[0]["commit"] != commit_id)
     if rung := ring(keys, look.known[watchers(keys, op)], now_us):
-        commands += [*rung, hint(keys)]
+        commands += [*rung, hint(keys, None)]
     return [*commands, settle(keys, op, now_us, keep)]
 
 
@@ -245,7 +245,7 @@ def retry(
         fresh = Machine(commit_id, commit_id, op, field, armed)
         plan = arm(keys, fresh, active, look.now_us, items.get)
         gone = [c for c in leave(keys, machine) if c[0] != "HDEL"]
-        replies = yield from commit([*gone, *plan.commands, ("HDEL", keys.quarantine, record), hint(keys)])
+        replies = yield from commit([*gone, *plan.commands, ("HDEL", keys.quarantine, record), hint(keys, None)])
         if replies is not None:
             return True, plan.due and replies[-1] is not None
         yield from back_off(attempt)

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from smqueue.errors import InboxFull, OperationFinished
-from smqueue.instances import INBOX_LIMIT, Told
+from smqueue.instances import INBOX_LIMIT, Push, Told
 from smqueue.keys import Keys
 from smqueue.protocols.bounds import HINT_MS, MARKER_S, RESENDS
 from smqueue.records import compact
@@ -44,6 +44,7 @@ def signal(
     request: bytes = b"",
     asked: bytes = b"",
     limit: int = INBOX_LIMIT,
+    push: Push | None = None,
 ) -> Steps[Delivered | None]:
     """Record the signal for the machine that has waited longest, or keep it; 1 round trip.
 
@@ -56,6 +57,7 @@ def signal(
         request: The stored request that this fulfils; removed in the same script.
         asked: The same, for one that is answered: the answer removes it, and what tells a repetition till then.
         limit: How many are kept.
+        push: The hint, if the script is to push it.
 
     Returns:
         ``None`` when the request had been fulfilled already.
@@ -73,8 +75,10 @@ def signal(
     args = (
         keys.machine_prefix, keys.race_prefix, payload, signal_id, machine, item,
         limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, request or asked,
+        *((push.database, push.message) if push else ()),
     )  # fmt: skip
-    said, hint = yield from repeat("signal", (*names, *rest), args, _said, RESENDS)
+    pushed = (push.queue,) if push else ()
+    said, hint = yield from repeat("signal", (*names, *rest, *pushed), args, _said, RESENDS)
     match said:
         case "GONE":
             return None

@@ -124,7 +124,9 @@ def parse_pairs(flat: Any) -> list[tuple[str, Active]]:
     return sorted(found, key=lambda pair: pair[1].at_us)
 
 
-def tail(keys: Keys, tx: Transaction, now_us: int, due: bool) -> tuple[list[Command], list[bytes]]:
+def tail(
+    keys: Keys, instances: Instances, tx: Transaction, now_us: int, due: bool
+) -> tuple[list[Command], list[bytes]]:
     """What ends every commit: the function's own writes, its requests, and the hint (last, so that its reply is found).
 
     Returns:
@@ -138,7 +140,7 @@ def tail(keys: Keys, tx: Transaction, now_us: int, due: bool) -> tuple[list[Comm
         commands.append(("RPUSH", keys.requests, *requests))
         commands.append(("ZADD", keys.schedule, "NX", now_us // 1000 + REQUEST_LEASE_MS, "~requests"))
     if due:
-        commands.append(hint(keys))
+        commands.append(hint(keys, instances.push(keys)))
     return commands, requests
 
 

@@ -1,7 +1,8 @@
 -- signal: give a signal to the machine that has waited longest, or keep it. Repeating an attempt answers as before.
--- KEYS  waiting, inbox, seen, marker, active, inactive, schedule, hint, requests
+-- KEYS  waiting, inbox, seen, marker, active, inactive, schedule, hint, requests[, the broker's list]
 -- ARGV  machine prefix, race prefix, payload (JSON), user's id or '', machine wanted or '', item (JSON up to its time),
---       inbox limit, kept ms, marker s, hint ms, ids kept, request or '' (removed; only looked for when marker s is not 0)
+--       inbox limit, kept ms, marker s, hint ms, ids kept, request or '' (removed; only looked for when marker s is not 0),
+--       the broker's database, the hint to push there
 -- Returns {DELIVERED | BUFFERED | DUPLICATE | FINISHED | FULL | GONE (the request was done already), 1 to send a hint}
 local id, wanted = ARGV[4], ARGV[5]
 if ARGV[12] ~= '' then
@@ -51,4 +52,8 @@ end
 local said = accept()
 if ARGV[9] ~= '0' then redis.call('SET', KEYS[4], said, 'EX', ARGV[9]) end
 local due = said == 'DELIVERED' and redis.call('SET', KEYS[8], '1', 'NX', 'PX', ARGV[10])
+if due and ARGV[14] then  -- last, for it may be another database
+  redis.call('SELECT', ARGV[13])
+  due = type(redis.pcall('LPUSH', KEYS[10], ARGV[14])) ~= 'number'
+end
 return {said, due and 1 or 0}

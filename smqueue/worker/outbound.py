@@ -10,12 +10,15 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from smqueue.deployment import Settings
 from smqueue.errors import BrokerUnavailable
-from smqueue.instances import Instances
+from smqueue.instances import Instances, Push
+from smqueue.keys import Keys
 from smqueue.protocols.claim import Armed
 from smqueue.protocols.transition import attempt_id
 from smqueue.records import Active, Placed
 from smqueue.worker import events
+from smqueue.worker.pushing import Pushing
 from smqueue.worker.senders import Senders
 from smqueue.worker.settings import queue_of
 
@@ -32,24 +35,31 @@ and what is due would have to wait for its pump."""
 class CeleryOutbound:
     """Sends hints, triggers and users' tasks."""
 
-    def __init__(self, app: Celery, namespace: Callable[[], str], instances: Callable[[], Instances]) -> None:
+    def __init__(self, app: Celery, settings: Callable[[], Settings], instances: Callable[[], Instances]) -> None:
         self._app: Any = app
-        self._namespace, self._instances = namespace, instances
+        self._settings, self._instances = settings, instances
+        self._pushing = Pushing(app)
         self._senders = Senders(app)
         self._events = events.Events(app, self._senders)
         self._failing, self._again_at = False, 0.0
 
     def hint(self, namespace: str, shard: int) -> None:
         """See ``Outbound``; one that cannot be sent is not needed: the pump of a worker finds what is due."""
-        queue = queue_of(self._app, "smqueue_transition_queue")
-        self._send("smqueue.transition", (namespace, shard), queue=queue, expires=HINT_EXPIRES_S)
+        self._send("smqueue.transition", (namespace, shard), **self._hint_options())
+
+    def push(self, keys: Keys) -> Push | None:
+        """A hint for a shard, for commits to push; ``None``: it has to be sent after them."""
+        return self._pushing.push(keys, self._settings().url, **self._hint_options())
+
+    def _hint_options(self) -> dict[str, Any]:
+        return {"queue": queue_of(self._app, "smqueue_transition_queue"), "expires": HINT_EXPIRES_S}
 
     def trigger(self, armed: Armed) -> None:
         """See ``Outbound``."""
         op, machine = armed.machine.op, armed.active.machine
         self._send(
             "smqueue.trigger",
-            (op, machine, armed.entry, armed.kind, self._namespace()),
+            (op, machine, armed.entry, armed.kind, self._settings().namespace),
             task_id=attempt_id(armed.machine.entry, armed.trigger),
             queue=queue_of(self._app, "smqueue_trigger_queue"),
             shadow=f"{armed.placed.module}.{armed.placed.type.name}/{armed.trigger}",

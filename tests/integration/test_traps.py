@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.utils.serialization import get_pickled_exception
-from redis.connection import AbstractConnection
+from redis.connection import AbstractConnection, UnixDomainSocketConnection
 
 from smqueue import (
     AwaitTimeout,
@@ -130,16 +130,25 @@ def test_a_commit_whose_reply_was_lost_is_recognised(local: Local, play: Play, p
 def test_a_look_and_a_commit_are_one_packet_each(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     """An add is two packets, its WATCH in one with its reads, and MULTI with all up to EXEC; a transition is the same,
     after its claim."""
-    local.redis.ping()
     local.add("first", Here("x"))
     sent: list[bytes] = []
-    send: Any = AbstractConnection.send_packed_command
 
-    def note(self: Any, command: Any, check_health: bool = True) -> Any:
-        sent.append(b"".join(command) if isinstance(command, list | tuple) else command)
-        return send(self, command, check_health)
+    class Noting:
+        def __init__(self, socket: Any) -> None:
+            self.socket = socket
 
-    monkeypatch.setattr(AbstractConnection, "send_packed_command", note)
+        def sendall(self, data: bytes) -> None:
+            sent.append(data)
+            self.socket.sendall(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.socket, name)
+
+    connect: Any = UnixDomainSocketConnection._connect
+    monkeypatch.setattr(UnixDomainSocketConnection, "_connect", lambda self: Noting(connect(self)))
+    local.executor.deployment.driver.close()  # so that the next connection is such a one
+    local.executor.has_active_states("first")
+    sent.clear()
     local.executor.add_state_machines([StateMachine("op", Here("x"))])
     assert [[word in one for word in (b"WATCH", b"MULTI", b"EXEC\r")] for one in sent] == [
         [True, False, False], [False, True, True],
