@@ -70,8 +70,12 @@ class Transaction(DataKeys):
         self.buffer = Buffer(known)
         self.starting: list[Placed] = []
         self.requests: list[dict[str, Any]] = []
-        self.shared = DataKeys(self.buffer, self._outside)
         super().__init__(self.buffer, self._inside)
+
+    @property
+    def shared(self) -> DataKeys:
+        """Keys outside of the module instance, by their full name."""
+        return DataKeys(self.buffer, self._outside)
 
     def _inside(self, key: str) -> str:
         if self._module is None:

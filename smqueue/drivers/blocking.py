@@ -144,8 +144,9 @@ class Blocking:
                 confirm = self._confirm(line)  # of an empty one too: a verdict rests on what it has seen to hold still
                 sent = exchange(connection, [("MULTI",), *commands, ("EXEC",), *confirm])
                 line.watching = False
-                *queued, replies = sent[: len(commands) + 2]
-                self._refuse([reply for reply in queued if isinstance(reply, Exception)] or [replies])
+                replies = sent[len(commands) + 1]
+                if isinstance(replies, Exception):  # a command was refused: its own error says more than EXEC's
+                    self._refuse(sent)
                 if replies is not None:
                     self._see_confirmed(sent[len(commands) + 2 :])
                 return replies

@@ -133,16 +133,22 @@ def exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
         connection.connect()
     socket: Any = connection._sock
     socket.sendall(b"".join([pack(command) for command in commands]))
-    reader, replies = _Reader(protocolError=InvalidResponse, replyError=BaseParser.parse_error), list[Any]()
+    errors, replies = list[Exception](), list[Any]()
+
+    def refused(text: str) -> Exception:
+        errors.append(BaseParser.parse_error(text))
+        return errors[-1]
+
+    reader = _Reader(protocolError=InvalidResponse, replyError=refused)
     while len(replies) < len(commands):
         if not (chunk := socket.recv(CHUNK)):
             raise RedisConnectionError("the server has closed the connection")
         reader.feed(chunk)
         while (reply := reader.gets(False)) is not False:
             replies.append(reply)
-    for reply in replies:
-        if isinstance(reply, RAISED):
-            raise reply
+    for error in errors:
+        if isinstance(error, RAISED):
+            raise error
     return replies
 
 

@@ -137,7 +137,7 @@ def _due(instances: Instances, reply: Any, count: int) -> Due:
         if len(row) == 1:
             due.other.append(text(row[0]))
             continue
-        if (doubtful := _doubtful(row)) is not None:
+        if isinstance(row[2], list) and b"claims" in row[2] and (doubtful := _doubtful(row)) is not None:
             due.doubtful.append(doubtful)
             continue
         try:
@@ -154,9 +154,9 @@ def _due(instances: Instances, reply: Any, count: int) -> Due:
 
 
 def _doubtful(row: Sequence[Any]) -> Doubtful | None:
-    flat = row[2] if isinstance(row[2], list) else []
+    flat = row[2]
     claims = dict(zip(flat[::2], flat[1::2], strict=True)).get(b"claims", b"1")
-    if text(row[0]).count(":") > 1 or int(claims) <= 1:
+    if int(claims) <= 1 or text(row[0]).count(":") > 1:
         return None
     try:
         machine = Machine.parse(row[1])

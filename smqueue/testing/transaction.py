@@ -141,7 +141,6 @@ class FakeTransaction(Transaction):
     def _begin(self) -> None:
         self.buffer = _Direct(self._store)
         self.starting, self.requests = [], []
-        self.shared = DataKeys(self.buffer, self._outside)
         DataKeys.__init__(self, self.buffer, self._inside)
 
     def _after(self, key: str) -> Any:
