@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
+from celery.signals import worker_process_init
 
 from smqueue.worker.engine import Engine
-from smqueue.worker.steps import Pump
+from smqueue.worker.steps import Pump, settle
 from smqueue.worker.tasks import Engines, register
 
 
@@ -18,4 +19,5 @@ def install(app: Celery, engine: Engine) -> None:
         owner.smqueue_engines = Engines(app)
         register(app, owner.smqueue_engines)
         owner.steps["worker"].add(Pump)
+        worker_process_init.connect(settle, weak=False, dispatch_uid="smqueue")  # of the prefork pool
     owner.smqueue_engines.add(engine)
