@@ -14,7 +14,8 @@ schedules are ms, both by Redis's clock.
                                          while a machine just waits
 ``schedule``                     zset    ``<record>:<arming>`` the race, ``…:<trigger>`` its code, ``~…`` other → due
 ``hosted``                       zset    the same for coroutines and channels, which live on a worker's event loop
-``waiting:<op>:<mod>:<signal>``  zset    ``<record>:<arming>:<trigger>`` → since when it waits, µs: longest first
+``waiting:<op>:<mod>:<signal>``  zset    ``<record>:<arming>:<trigger>`` → since when it waits, µs: longest first. The
+                                         machine of an operation that has not begun is not in it
 ``inbox:<op>:<mod>:<signal>``    list    early signals, oldest first: JSON with id, time, payload
 ``seen:<op>``                    zset    ids of signals → when, ms; bounded
 ``marker:<attempt>``             string  what a commit without a record answered, for a caller who lost the reply
@@ -44,7 +45,7 @@ import binascii
 import re
 from base64 import urlsafe_b64encode
 from functools import lru_cache
-from hashlib import blake2b
+from hashlib import sha1
 from secrets import token_bytes
 from urllib.parse import quote, unquote
 
@@ -72,9 +73,12 @@ def new_id() -> str:
 
 @lru_cache(maxsize=4096)  # a transition asks some ten times for one or two
 def digest(operation_id: str, field: str) -> str:
-    """The id of a record: 22 characters, 128 bits, of operation, module and canonical state."""
-    raw = blake2b(f"{encode(operation_id)}\n{field}".encode(), digest_size=16).digest()
-    return urlsafe_b64encode(raw).decode()[:22]
+    """The id of a record: 20 characters, 120 bits, of operation, module and canonical state.
+
+    SHA-1, which scripts have too (``record_id`` in ``_common.lua``).
+    """
+    raw = sha1(f"{encode(operation_id)}\n{field}".encode(), usedforsecurity=False).digest()
+    return urlsafe_b64encode(raw[:15]).decode()
 
 
 def shard_of(operation_id: str, shards: int) -> int:

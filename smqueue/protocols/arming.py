@@ -58,6 +58,7 @@ def arm(
     now_us: int,
     head: Callable[[str], Item | None],
     again: str | None = None,
+    registers: bool = True,
 ) -> Plan:
     """Arm the triggers of a state: what is ready, in declaration order, is the outcome; the rest waits.
 
@@ -68,28 +69,23 @@ def arm(
         now_us: Redis's clock.
         head: Signal name → the first buffered signal that this machine may take.
         again: After ``None``: the name of the trigger that was consumed and is awaited anew.
+        registers: Among those that wait for a signal. The only machine of an operation that begins with it does not,
+            unless several of its triggers wait for one: the script that gives it a signal finds it without.
     """
     record, race = machine.record, keys.race(machine.record)
     op, module = machine.op, machine.field.partition(" ")[0]
     now_ms = now_us // 1000
     commands: list[Command] = []
-    due_at: dict[str, int] = {}
     deadline = deadline_ms(machine.armed)
     won, item = _ready(machine.armed, now_ms, head) if again is None else _passed(machine.armed, now_ms, head)
     if item is not None and won is not None:
         commands.append(("LREM", _inbox(keys, op, module, str(machine.armed[won[0]])), 1, item.raw))
     code = False
-    for place, (name, wait) in enumerate(machine.armed.items()):
-        entry, kind = f"{machine.entry}:{name}", kind_of(wait)
-        match wait:
-            case str() if won is None:
-                # Of two triggers of one state for one signal the one declared first gets it, here as at arming.
-                commands.append(("ZADD", _waiting(keys, op, module, wait), active.at_us + place, entry))
-            case list() if kind != "now":
-                due_at[name] = now_ms
-            case _:
-                pass
+    due_at = {name: now_ms for name, wait in machine.armed.items() if isinstance(wait, list) and wait[0] != "now"}
     if won is None:
+        signals = [wait for wait in machine.armed.values() if isinstance(wait, str)]
+        if registers or len(set(signals)) < len(signals):
+            commands += register(keys, machine, active)
         for name, at in due_at.items():
             code = True
             # After ``None`` the others keep their place in the schedule: a poll its rhythm, a running call its lease.
@@ -104,6 +100,19 @@ def arm(
     return Plan(
         commands, due=won is not None or code, taken=frozenset((item.raw,)) if item is not None else frozenset()
     )
+
+
+def register(keys: Keys, machine: Machine, active: Active) -> list[Command]:
+    """Among those that wait for a signal, oldest first.
+
+    Of two triggers of one state for one signal the one declared first gets it, here as at arming.
+    """
+    module = machine.field.partition(" ")[0]
+    return [
+        ("ZADD", _waiting(keys, machine.op, module, wait), active.at_us + place, f"{machine.entry}:{name}")
+        for place, (name, wait) in enumerate(machine.armed.items())
+        if isinstance(wait, str)
+    ]
 
 
 Won = tuple[str, str, int]
@@ -148,7 +157,7 @@ def enter(
     """Make a state active and arm it; the arming's id is the commit's."""
     armed: Armed = {name: wait_of(handler, to.state, now_us) for name, handler in handlers.items()}
     machine = Machine(commit_id, commit_id, to.op, to.field, armed)
-    plan = arm(keys, machine, active, now_us, head)
+    plan = arm(keys, machine, active, now_us, head, registers=not active.lone)
     field = ("HSET", keys.active(to.op), to.field, active.dump())
     member = ("ZADD", keys.operations, "NX", now_us // 1000, to.op)
     fresh: list[Command] = [("DEL", keys.race(to.record)), ("HDEL", keys.quarantine, to.record)]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from smqueue.errors import InboxFull, OperationFinished
 from smqueue.instances import INBOX_LIMIT, Push, Told
-from smqueue.keys import Keys
+from smqueue.keys import Keys, encode
 from smqueue.protocols.bounds import HINT_MS, MARKER_S, RESENDS
 from smqueue.records import compact
 from smqueue.roundtrip import Steps, repeat, text
@@ -68,14 +68,14 @@ def signal(
     """
     op, module, name, payload = told
     names = (keys.waiting(op, module, name), keys.inbox(op, module, name), keys.seen(op), keys.marker(attempt))
-    rest = (keys.active(op), keys.inactive(op), keys.schedule, keys.hint, keys.requests)
+    rest = (keys.active(op), keys.inactive(op), keys.schedule, keys.hint, keys.requests, keys.history(op))
     envelope = {"id": signal_id or attempt, **({"machine": machine} if machine else {})}
     item = compact(envelope)[:-1] + f',"payload":{payload}'
     marker_s = 0 if request else KEPT_MS // 1000 if asked else MARKER_S
     args = (
         keys.machine_prefix, keys.race_prefix, payload, signal_id, machine, item,
         limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, request or asked,
-        *((push.database, push.message) if push else ()),
+        f"{encode(module)} ", name, *((push.database, push.message) if push else ()),
     )  # fmt: skip
     pushed = (push.queue,) if push else ()
     said, hint = yield from repeat("signal", (*names, *rest, *pushed), args, _said, RESENDS)

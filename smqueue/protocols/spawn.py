@@ -7,13 +7,14 @@ no list: its active record is marked ``lone``, and whoever commits next in that 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from smqueue.instances import Instances
 from smqueue.keys import Keys, digest
-from smqueue.protocols.arming import enter, first_entry, hint, note, ring, sealed, step_entry
+from smqueue.protocols.arming import enter, first_entry, hint, note, register, ring, sealed, step_entry
 from smqueue.protocols.decide import Look
-from smqueue.records import Active, Item, Placed
+from smqueue.records import Active, Item, Machine, Placed
 from smqueue.roundtrip import Command, Steps
 from smqueue.standing import begun, first_for, head, inbox_keys, watchers
 from smqueue.transaction import Transaction
@@ -85,9 +86,7 @@ def start(
         lone = so_far == 0 and len(machines) == 1
         entries: list[dict[str, Any]] = []
         if so_far == 1:
-            everyone: Command = ("HGETALL", keys.active(op))
-            yield from look.fetch([], [everyone])
-            entries += [first_entry(*pair) for pair in parse_pairs(look.known[everyone])]
+            entries += yield from _begin(keys, op, look, commands)
         for placed, machine in machines:
             active = Active(machine, 1, now_us, placed.type.module.version, commit_id, lone)
             entry = step_entry(active, placed.field, now_us, commit_id)
@@ -110,6 +109,23 @@ def start(
         if own is not None:
             commands.append(("SADD", keys.children(own), op))
     return Started(commands, told, all_of_them, due)
+
+
+def _begin(keys: Keys, op: str, look: Look, commands: list[Command]) -> Steps[list[dict[str, Any]]]:
+    """Begin the history of an operation that has a lone machine, which from now on registers for its signals.
+
+    Returns:
+        The entry of its adding.
+    """
+    everyone: Command = ("HGETALL", keys.active(op))
+    yield from look.fetch([], [everyone])
+    pairs = parse_pairs(look.known[everyone])
+    armed = [keys.machine(digest(op, field)) for field, _ in pairs]
+    yield from look.fetch(armed, [("GET", key) for key in armed])
+    for key, (_, active) in zip(armed, pairs, strict=True):
+        with suppress(ValueError, TypeError):  # garbage is for the audit
+            commands += register(keys, Machine.parse(look.known["GET", key]), active)
+    return [first_entry(*pair) for pair in pairs]
 
 
 def parse_pairs(flat: Any) -> list[tuple[str, Active]]:

@@ -30,6 +30,18 @@ local function parts(entry)
   return record, arming, nil
 end
 
+-- record_id: of a record, as keys.py makes it: 120 bits of SHA-1 in 20 characters of base64.
+local LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_'
+local function record_id(op, field)
+  local hex, out = redis.sha1hex(op .. '\n' .. field), {}
+  for i = 1, 30, 3 do  -- three hexadecimal digits are two letters
+    local n = tonumber(hex:sub(i, i + 2), 16)
+    local high, low = math.floor(n / 64) + 1, n % 64 + 1
+    out[#out + 1] = LETTERS:sub(high, high) .. LETTERS:sub(low, low)
+  end
+  return table.concat(out)
+end
+
 -- record: the first outcome of a race stands; none is recorded once a deadline of that record has passed.
 -- Returns RECORDED, STALE (another arming), LOST (one is recorded already), LATE.
 local function record(machine_prefix, race_prefix, schedule, entry, value)

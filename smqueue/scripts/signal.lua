@@ -1,8 +1,8 @@
 -- signal: give a signal to the machine that has waited longest, or keep it. Repeating an attempt answers as before.
--- KEYS  waiting, inbox, seen, marker, active, inactive, schedule, hint, requests[, the broker's list]
+-- KEYS  waiting, inbox, seen, marker, active, inactive, schedule, hint, requests, history[, the broker's list]
 -- ARGV  machine prefix, race prefix, payload (JSON), user's id or '', machine wanted or '', item (JSON up to its time),
 --       inbox limit, kept ms, marker s, hint ms, ids kept, request or '' (removed; only looked for when marker s is not 0),
---       the broker's database, the hint to push there
+--       how fields of the module begin, name of the signal[, the broker's database, the hint to push there]
 -- Returns {DELIVERED | BUFFERED | DUPLICATE | FINISHED | FULL | GONE (the request was done already), 1 to send a hint}
 local id, wanted = ARGV[4], ARGV[5]
 if ARGV[12] ~= '' then
@@ -31,10 +31,26 @@ local function deliver()
   return nil
 end
 
+-- The only machine of an operation whose history has not begun registers nowhere: most of what waits is such a one.
+local function deliver_to_lone()
+  if redis.call('EXISTS', KEYS[6], KEYS[10]) > 0 then return nil end
+  local flat = redis.pcall('HGETALL', KEYS[5])
+  if #flat ~= 2 or flat[1]:sub(1, #ARGV[13]) ~= ARGV[13] then return nil end
+  local rec = record_id(KEYS[5]:match('}:active:(.*)$'), flat[1])
+  local m = machine_at(ARGV[1] .. rec)
+  for trigger, wait in pairs(m and m.armed or {}) do
+    local entry = rec .. ':' .. m.arming .. ':' .. trigger
+    if wait == ARGV[14] and (wanted == '' or machine_of(entry) == wanted) then
+      return record(ARGV[1], ARGV[2], KEYS[7], entry, ARGV[3]) == 'RECORDED' and 'DELIVERED' or nil
+    end
+  end
+  return nil
+end
+
 local function accept()
   if id ~= '' and redis.call('ZSCORE', KEYS[3], id) then return 'DUPLICATE' end
   if redis.call('EXISTS', KEYS[5]) == 0 and redis.call('EXISTS', KEYS[6]) == 1 then return 'FINISHED' end
-  local said = deliver()
+  local said = deliver() or deliver_to_lone()
   if not said then
     if redis.call('LLEN', KEYS[2]) >= tonumber(ARGV[7]) then return 'FULL' end
     redis.call('RPUSH', KEYS[2], ARGV[6] .. ',"at":' .. string.format('%.0f', now_us) .. '}')
@@ -52,8 +68,8 @@ end
 local said = accept()
 if ARGV[9] ~= '0' then redis.call('SET', KEYS[4], said, 'EX', ARGV[9]) end
 local due = said == 'DELIVERED' and redis.call('SET', KEYS[8], '1', 'NX', 'PX', ARGV[10])
-if due and ARGV[14] then  -- last, for it may be another database
-  redis.call('SELECT', ARGV[13])
-  due = type(redis.pcall('LPUSH', KEYS[10], ARGV[14])) ~= 'number'
+if due and ARGV[16] then  -- last, for it may be another database
+  redis.call('SELECT', ARGV[15])
+  due = type(redis.pcall('LPUSH', KEYS[11], ARGV[16])) ~= 'number'
 end
 return {said, due and 1 or 0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache
+from hashlib import sha1
 from typing import TYPE_CHECKING, Any
 
 from smqueue.drivers.scripts import script
@@ -60,7 +61,7 @@ class Scripts:
         if self._runtime is not None:
             return
         runtime = self._runtime = _lua().LuaRuntime(encoding=None, unpack_returned_tuples=False)
-        self._redis = runtime.table_from({b"call": self._call, b"pcall": self._pcall})
+        self._redis = runtime.table_from({b"call": self._call, b"pcall": self._pcall, b"sha1hex": _sha1hex})
         self._cjson = runtime.table_from({b"decode": self._decode, b"encode": self._encode})
 
     def _call(self, name: bytes, *args: Any) -> Any:
@@ -118,3 +119,7 @@ class Scripts:
         if value is True:
             return 1
         return int(value) if isinstance(value, float) else value
+
+
+def _sha1hex(text: bytes) -> bytes:
+    return sha1(text, usedforsecurity=False).hexdigest().encode()

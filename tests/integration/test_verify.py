@@ -205,7 +205,7 @@ class Damage:
         self.redis.zadd(self.keys.schedule, {self.entry("lone", Waiting(1)): "+inf"})
 
     def not_waiting(self) -> None:
-        self.redis.zrem(self.keys.waiting("lone", "work", "go"), self.entry("lone", Waiting(1)) + ":went")
+        self.redis.zrem(self.keys.waiting("several", "work", "go"), self.entry("several", Waiting(1)) + ":went")
 
     def lost_signal(self) -> None:
         signal = {"id": "x", "payload": "end", "at": self.local.now_ms() * 1000}

@@ -196,6 +196,8 @@ MUTATIONS = [
     Mutation("a request is removed after it was done", all_of(scripted("signal", (REMOVED_WITH_IT,
              "not redis.call('LPOS', KEYS[9], ARGV[12])")),
              replaced("smqueue.relay.Relay._signal", _apply_then_remove)), "left_behind", ("own", "relay"), 1),
+    Mutation("a lone machine does not register when another comes", replaced("smqueue.protocols.spawn.register",
+             lambda *_: []), "waiting", ("add_batch", "pump")),
     Mutation("a held machine is not looked for again", scripted("hold", ("if redis.call('EXISTS', KEYS[2]) == 1 then",
              "if true then")), "claimed", ("stopped_first", "pause", "resume")),
 ]  # fmt: skip

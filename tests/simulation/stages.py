@@ -238,9 +238,9 @@ def _pass(p: Process, us: int) -> Any:
 
 
 ACTORS: list[Actor] = [
-    add, add_batch, add_short, signal_stay, signal_end, signal_mid, signal_work, signal_again, signal_many, drain,
-    stopped_first, stopped_second, renew, attempt, attempt_under_way, host, ended_task, pump, pause, resume, cancel,
-    retry, count, spawn, relay, relay_cut_off, relay_unsendable, own, ask, sweep, deadline_passes, lease_passes,
+    add, add_batch, add_short, signal_stay, signal_end, signal_mid, signal_work, signal_again, drain, stopped_first,
+    stopped_second, renew, attempt, attempt_under_way, host, ended_task, pump, pause, resume, cancel, retry, count,
+    spawn, relay, relay_cut_off, relay_unsendable, own, ask, sweep, deadline_passes, lease_passes,
 ]  # fmt: skip
 
 

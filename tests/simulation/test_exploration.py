@@ -13,8 +13,9 @@ import smqueue.protocols
 from tests.simulation.explorer import Violated
 from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.pairs import ACTORS, STAGES, explore, pairs, traces
+from tests.simulation.stages import signal_many
 
-BY_NAME = {actor.__name__: actor for actor in ACTORS}
+BY_NAME = {actor.__name__: actor for actor in [*ACTORS, signal_many]}
 TRIPLES = [
     ("waiting", "signal_end", "drain", "deadline_passes"),
     ("waiting", "signal_end", "signal_mid", "drain"),
@@ -37,6 +38,12 @@ TRIPLES = [
 ]
 """Threes that two cannot show; without a fault, for those come with the pairs."""
 
+MANY = [
+    ("empty", "add"), ("waiting", "drain"), ("waiting", "signal_end"), ("waiting", "attempt"), ("waiting", "add_batch"),
+    ("waiting", "deadline_passes"), ("waiting", "cancel"), ("claimed", "stopped_first"), ("ending", "stopped_first"),
+]  # fmt: skip
+"""Who meets ``signal_many``: two signals in one write, each of which the pairs have alone."""
+
 READ_ONLY = {
     "claim.pump", "runs.peek", "others.has_finished", "others.has_reached", "control.children_to_cancel",
 }  # fmt: skip
@@ -44,7 +51,7 @@ READ_ONLY = {
 
 
 @pytest.mark.parametrize("stage", [make.__name__ for make in STAGES])
-@pytest.mark.parametrize("actor", BY_NAME)
+@pytest.mark.parametrize("actor", [actor.__name__ for actor in ACTORS])
 def test_pairs(stage: str, actor: str, record_property: pytest.RecordProperty) -> None:
     """Whatever shares a key may meet at any step, with one fault anywhere: nothing is lost, nothing is done twice
     (semantics 5, 11, 15, 17, 18, 19, 22, 27)."""
@@ -58,6 +65,13 @@ def test_triples(case: tuple[str, ...], record_property: pytest.RecordProperty) 
     """Three that meet: nothing is lost, nothing is done twice (semantics 5, 15, 18)."""
     stage, *actors = case
     record_property("explored", {"triples": 1, **explore(stage, *[BY_NAME[name] for name in actors], faults=0)})
+
+
+@pytest.mark.parametrize("case", MANY, ids="-".join)
+def test_scripts_of_one_write(case: tuple[str, str], record_property: pytest.RecordProperty) -> None:
+    """Others may come between the scripts of one write, and any of their replies be lost (semantics 5, 11)."""
+    stage, other = case
+    record_property("explored", {"pairs": 1, **explore(stage, signal_many, BY_NAME[other])})
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)

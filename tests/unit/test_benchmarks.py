@@ -14,11 +14,12 @@ from click.testing import CliRunner
 from benchmarks import __main__ as command
 from benchmarks import figures
 from benchmarks.figure import Absent, Figure, Measured, figure, latencies, quantile, ratios
-from benchmarks.measures import MEASURES, load
+from benchmarks.measures import MEASURES, cycles, load
 from benchmarks.measures.cycles import Taken
 from benchmarks.plot import bars, svg
 from benchmarks.recorder import Passed
 from benchmarks.report import cell, document, markdown, short, table
+from benchmarks.settings import Settings
 from benchmarks.stream import stream_of
 from benchmarks.surroundings import without_paths
 from benchmarks.systems import PEERS, environments
@@ -105,6 +106,7 @@ def a_document() -> dict[str, Any]:
         "peer.ours_is": figure("times", 10, least=5),
     }
     floor = Measured({"floor.rate": figure("cycles/s", 5000), "ours.rate": figure("cycles/s", 1)})
+    floor.figures["ours.of_the_floor"] = figure("times", 0.6)
     about = {"at": "2026-01-01", "rounds": 3, "clients": 50, "workers": "1 worker", "note": "", "surroundings": {}}
     return document(about, {"cycles": cycles, "floor": floor}, {"cycles": "What is so.", "floor": "The floor."})
 
@@ -123,7 +125,7 @@ def test_the_picture_shows_all_systems_the_fastest_first() -> None:
     assert [bar.title for bar in shown] == ["floor", "smqueue", "A <peer>"]
     root = ET.fromstring(svg(shown, "a caption & more"))
     texts = ["".join(one.itertext()) for one in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"A <peer>", "a caption & more", "3,000 ", "300 ours is 10 times that"} <= set(texts)
+    assert {"A <peer>", "a caption & more", "3,000 0.6 of the floor", "300 ours is 10 times that"} <= set(texts)
 
 
 def test_a_ratio_is_to_the_neighbouring_round_of_ours() -> None:
@@ -144,6 +146,52 @@ def test_a_ratio_is_to_the_neighbouring_round_of_ours() -> None:
     taken.write(found, [Ours(), System()])  # type: ignore[list-item]
     assert found.figures["bullmq.ours_is"].values == (2.0, 3.0)
     assert found.figures["bullmq.ours_is"].least == 1.05
+
+
+class Fake:
+    """A system that says a rate, or why not, and notes when it was run."""
+
+    how, ratio = "somehow", None
+
+    def __init__(self, name: str, ran: list[str], rates: list[float], broken: str = "") -> None:
+        self.name, self.title = name, name.upper()
+        self._ran, self._rates, self._broken = ran, iter(rates), broken
+
+    def install(self, cache: Path) -> dict[str, str]:
+        if self._broken == "install":
+            raise Absent("there is none")
+        return {self.name: "1"}
+
+    def round(self, settings: Settings) -> dict[str, Any]:
+        self._ran.append(self.name)
+        if self._broken == "round":
+            raise Absent("it fell over")
+        return {"cycles": next(self._rates), "seconds": 1.0, "latency_ms": [1.0], "spent_us": {"server": 2.0}}
+
+
+def test_systems_take_turns_and_those_that_fail_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours before each peer, in each round. One that cannot be installed or run has its reason, and no figure."""
+    ran: list[str] = []
+    ours = Fake("ours", ran, [100, 200, 300, 400, 500])
+    peers = {
+        "fast": Fake("fast", ran, [50, 50]),
+        "slow": Fake("slow", ran, [1, 1]),
+        "none": Fake("none", ran, [], "install"),
+        "weak": Fake("weak", ran, [], "round"),
+    }
+    kinds = []
+    for name in peers:
+        kinds.append(lambda name=name: peers[name])
+        kinds[-1].name = name  # type: ignore[attr-defined]
+    monkeypatch.setattr(cycles, "PEERS", kinds)
+    monkeypatch.setattr(cycles, "Ours", lambda workers: ours)
+    found = cycles.measure(Settings(rounds=2, peers=tuple(peers), say=lambda text: None))
+    assert ran == ["ours", "fast", "ours", "slow", "ours", "weak", "ours", "fast", "ours", "slow"]
+    assert found.absent == {"NONE": "there is none", "WEAK": "it fell over"}
+    assert found.figures["fast.ours_is"].values == (2.0, 8.0)
+    assert found.figures["slow.ours_is"].values == (200.0, 500.0)
+    assert found.figures["ours.rate"].values == (100, 200, 300, 400, 500)
+    assert not any(name.startswith(("none", "weak")) for name in found.figures)
 
 
 PAGE = (
@@ -210,13 +258,15 @@ def test_a_recorded_stream_keeps_what_was_written_together_and_after_what() -> N
     assert [(write.commands, write.after) for write in producer.before] == [(1, 0)]
     assert [(write.commands, write.after) for write in producer.measured] == [(2, 1), (1, 1)]
     assert [(write.data, write.told) for write in worker.measured] == [(b"*2\r\n$4\r\nRPOP\r\n$1\r\nq\r\n", 2)]
-    assert (stream.count("writes"), stream.count("commands")) == (3, 4)
+    assert (stream.writes, stream.names) == (3, {"GET": 3, "RPOP": 1})
 
 
 def test_a_peer_that_fails_says_why_in_one_line() -> None:
     """Its last line; and one that prints no figures has failed, too."""
     with pytest.raises(Absent, match=r"^its driver ended with status 3: ValueError: no$"):
         drive("peer", Driver([sys.executable, "-c", "print('ValueError: no'); raise SystemExit(3)"]), {})
+    with pytest.raises(Absent, match="status 1"):
+        drive("peer", Driver([sys.executable, "-c", "print('{}'); raise SystemExit(1)"]), {})
     with pytest.raises(Absent, match="status 0: hello"):
         drive("peer", Driver([sys.executable, "-c", "print('hello')"]), {})
     assert drive("peer", Driver([sys.executable, "-c", "print('hello'); print('{\"cycles\": 1}')"]), {}) == {
@@ -237,10 +287,11 @@ def test_a_peer_that_cannot_be_installed_is_absent(tmp_path: Path, monkeypatch: 
         return ""
 
     monkeypatch.setattr(environments, "_run", run)
-    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "rest").mkdir(parents=True)
     for requirements, commands in ((["a==1"], 2), (["a==1"], 2), (["a==2"], 4)):
         environments.python_environment(tmp_path / "half", requirements)
         assert len(ran) == commands
+        assert not (tmp_path / "half" / "rest").exists()
 
 
 def test_the_list_names_every_measure() -> None:

@@ -40,6 +40,7 @@ def test_a_run_writes_results_table_and_picture(tmp_path: Path) -> None:
     assert cycles["ours.rate"]["median"] > 0
     assert cycles["ours.p50"]["unit"] == "ms"
     assert floor["floor.rate"]["median"] > 0
+    assert floor["floor.committed"]["met"], "what is played bare has to do the work"
     assert floor["stream.commands"]["median"] > 5, "a cycle is more than a handful of commands"
     texts = [results.with_suffix(suffix).read_text() for suffix in (".json", ".md", ".svg")]
     assert "| smqueue |" in texts[1]

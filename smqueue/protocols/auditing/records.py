@@ -12,6 +12,7 @@ from smqueue.protocols.auditing.problems import Kind, Problem
 from smqueue.protocols.bounds import PARK_MS
 from smqueue.records import Active, Field, Item, Machine, deadline_ms, kind_of
 from smqueue.roundtrip import Command
+from smqueue.standing import begun
 
 SLACK_MS = 60_000
 FURTHEST_MS = PARK_MS + PARK_MS // 5
@@ -122,8 +123,9 @@ def _armed(see: Sight, keys: Keys, machine: Machine, active: Active, what: str) 
                 "would never run again", "added, due now",
                 (("ZADD", schedule_of(keys, kind), "NX", now_ms, f"{entry}:{name}"),),
             )  # fmt: skip
+    lone = None in places and active.lone and see(*begun(keys, op)) == 1  # it registers nowhere
     for place, ((name, signal), found) in enumerate(zip(signals.items(), places, strict=True)):
-        if found is None:
+        if found is None and not lone:
             add: Command = ("ZADD", keys.waiting(op, module, signal), "NX", active.at_us + place, f"{entry}:{name}")
             yield Problem(
                 Kind.NOT_WAITING, op, record, f"{what} waits for signal {signal}, but is not among those that do: the "
