@@ -11,7 +11,7 @@ FSYNC ?= always
 RUNS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: contract help venv demo test check chaos fuzz
+.PHONY: contract help venv demo test check chaos fuzz bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,3 +44,6 @@ chaos: venv  ## real processes under faults: MINUTES=10 SEED=1 FSYNC=always
 
 fuzz: venv  ## coverage-guided fuzzing of what reads Redis and JSON: RUNS=1000000
 	$(BIN)/python -m tests.fuzz.parsers -runs=$(RUNS)
+
+bench: venv  ## ours, the peers and the floor, into benchmarks/results: ARGS='--quick'
+	$(BIN)/python -m benchmarks $(ARGS)

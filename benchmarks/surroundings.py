@@ -1,0 +1,45 @@
+"""What a figure depends on besides the code: the hardware and the versions. No name or path of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from smqueue.server_binary import find_binary
+
+GIBIBYTE = 1024**3
+_PATH = re.compile(r"(?<![\w.])/(?:[^\s/:'\",]+/)+")
+"""The folders of a path: all but its last part."""
+
+
+def surroundings() -> dict[str, Any]:
+    """Hardware, system, interpreter and server, as text and counts."""
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / GIBIBYTE),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "server": str(find_binary()),
+        "server_settings": "appendonly yes, appendfsync everysec, on a Unix socket; the same for all that use Redis",
+    }
+
+
+def cpu_model() -> str:
+    """The name of the processor; its family where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def without_paths(text: str) -> str:
+    """A reason that may be kept: paths are cut down to their last part."""
+    return _PATH.sub("", text)
