@@ -36,12 +36,12 @@ class Channels:
         self._subscribed: set[str] = set()
         self._changed = asyncio.Event()
 
-    def want(self, channel: str) -> None:
-        """Subscribe soon; one that is subscribed already is confirmed at once."""
-        if channel in self._subscribed:
-            self._confirmed(channel)
-        self._wanted.add(channel)
-        self._changed.set()
+    def want(self, channel: str) -> bool:
+        """Subscribe soon; returns whether that is confirmed already."""
+        if channel not in self._wanted:
+            self._wanted.add(channel)
+            self._changed.set()
+        return channel in self._subscribed
 
     def unwant(self, channel: str) -> None:
         """Unsubscribe soon."""

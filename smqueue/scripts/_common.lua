@@ -43,10 +43,11 @@ local function record_id(op, field)
 end
 
 -- record: the first outcome of a race stands; none is recorded once a deadline of that record has passed.
+-- known: the machine, when the caller has looked at it.
 -- Returns RECORDED, STALE (another arming), LOST (one is recorded already), LATE.
-local function record(machine_prefix, race_prefix, schedule, entry, value)
+local function record(machine_prefix, race_prefix, schedule, entry, value, known)
   local rec, arming, trigger = parts(entry)
-  local m = machine_at(machine_prefix .. rec)
+  local m = known or machine_at(machine_prefix .. rec)
   if not m or m.arming ~= arming or not m.armed[trigger] then return 'STALE' end
   if redis.call('HEXISTS', race_prefix .. rec, 'won') == 1 then return 'LOST' end
   local deadline = deadline_of(m)

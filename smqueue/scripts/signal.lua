@@ -41,7 +41,7 @@ local function deliver_to_lone()
   for trigger, wait in pairs(m and m.armed or {}) do
     local entry = rec .. ':' .. m.arming .. ':' .. trigger
     if wait == ARGV[14] and (wanted == '' or machine_of(entry) == wanted) then
-      return record(ARGV[1], ARGV[2], KEYS[7], entry, ARGV[3]) == 'RECORDED' and 'DELIVERED' or nil
+      return record(ARGV[1], ARGV[2], KEYS[7], entry, ARGV[3], m) == 'RECORDED' and 'DELIVERED' or nil
     end
   end
   return nil

@@ -30,6 +30,7 @@ from smqueue.protocols.claim import Armed
 from smqueue.protocols.transition import attempt_id
 from smqueue.records import compact
 from smqueue.retry import Failed, Retry
+from smqueue.roundtrip import Steps
 from smqueue.schemas import ValidationProblem
 from smqueue.trigger_types import Call, Poll, TaskTrigger
 from smqueue.worker import events
@@ -128,7 +129,7 @@ class Attempt:
                 end = end_from(self.engine, self.armed.entry, ended)  # it has ended meanwhile
             except SecretKeyMissing as error:  # left for a worker that has the key
                 return self.again(UNREADY_MS, error_text(error), told=False)
-            return self._recorded(encoded_end(self.engine, self.armed, self.handler, end))
+            return self._recorded(self._outcome(encoded_end(self.engine, self.armed, self.handler, end)))
         try:
             self.engine.send_linked(trigger.signature_for(self.armed.placed.state), self)
         except Exception as error:
@@ -139,10 +140,16 @@ class Attempt:
 
     def record(self, value: Any) -> str:
         """Record an outcome; the first of a race stands."""
-        return self._recorded(encoded(self.engine, self.armed, self.handler, value))
+        return self._recorded(self.recording(value))
 
-    def _recorded(self, text: str) -> str:
-        steps = runs.outcome(self.keys, self.armed.entry, self.armed.kind, text, self.token)
+    def recording(self, value: Any) -> Steps[tuple[str, bool]]:
+        """The protocol that records an outcome; raises InvalidOutcome, TooLarge."""
+        return self._outcome(encoded(self.engine, self.armed, self.handler, value))
+
+    def _outcome(self, text: str) -> Steps[tuple[str, bool]]:
+        return runs.outcome(self.keys, self.armed.entry, self.armed.kind, text, self.token)
+
+    def _recorded(self, steps: Steps[tuple[str, bool]]) -> str:
         said, hint = self.engine.driver.run(steps)
         if hint:
             self.engine.outbound.hint(self.keys.namespace, self.keys.shard)

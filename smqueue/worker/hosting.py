@@ -13,6 +13,8 @@ from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
 from smqueue.drivers.channels import Channels
+from smqueue.drivers.group import group
+from smqueue.drivers.together import result_of
 from smqueue.errors import DefinitionError, SmqueueError, error_text
 from smqueue.handlers import Handler
 from smqueue.keys import Keys, new_id
@@ -20,6 +22,7 @@ from smqueue.leases import Lease
 from smqueue.protocols import runs
 from smqueue.protocols.claim import Armed, claim
 from smqueue.retry import Retry
+from smqueue.roundtrip import Steps
 from smqueue.trigger_types import Channel, Wait
 from smqueue.worker import events
 from smqueue.worker.code import Attempt
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("smqueue.hosting")
 
 CLAIM = 500
+TOGETHER = 250
+"""Outcomes that one message brings in one write."""
 NAME_AGAIN_MS = 10_000
 """When a channel whose name could not be made is tried again."""
 FOR_EVER_S = 10 * 365 * 86_400.0
@@ -144,6 +149,7 @@ class Host:
 
     def _begin(self, found: list[Hosted]) -> None:
         assert self._channels is not None
+        heard: list[Lease] = []
         for one in found:
             self._end(one.lease.entry)
             self._hosted[one.lease.entry] = one
@@ -158,7 +164,10 @@ class Host:
                     self._records.submit(one.attempt.again, NAME_AGAIN_MS, error_text(error))
                     continue
                 self._listeners.setdefault(one.channel, {})[one.lease.entry] = one
-                self._channels.want(one.channel)
+                if self._channels.want(one.channel):
+                    heard.append(one.lease)
+        if heard:
+            self._records.submit(self._renew, heard)
         if told := [events.started(one.attempt.id) for one in found if one.attempt.watched]:
             self._records.submit(self._engine.outbound.tell, *told)
 
@@ -200,6 +209,7 @@ class Host:
         if channel in self._wakers:
             self._wake()
             return
+        found: dict[Keys, list[tuple[Hosted, Any]]] = {}
         for entry, one in list(self._listeners.get(channel, {}).items()):
             trigger: Any = one.attempt.handler.trigger
             try:
@@ -210,14 +220,37 @@ class Host:
                 self._records.submit(_told, self._label(one.attempt.handler, one), error)
                 continue
             self._end(entry)
-            self._records.submit(self._record, one, message)
+            found.setdefault(one.lease.keys, []).append((one, message))
+        for keys, heard in found.items():
+            for at in range(0, len(heard), TOGETHER):
+                self._records.submit(self._record, keys, heard[at : at + TOGETHER])
 
-    def _record(self, one: Hosted, message: Any) -> None:
+    def _record(self, keys: Keys, heard: list[tuple[Hosted, Any]]) -> None:
+        """One message is the outcome of many triggers: they are recorded in one write."""
+        asked: list[tuple[Hosted, Steps[tuple[str, bool]]]] = []
+        for one, message in heard:
+            try:
+                asked.append((one, one.attempt.recording(message)))
+            except SmqueueError as error:
+                self._failed(one, error)
+        hint, driver = False, self._engine.driver
         try:
-            one.attempt.record(message)
+            ended = driver.run(group([steps for _, steps in asked]))
         except SmqueueError as error:
-            log.warning("%s: a message was not recorded: %s", self._label(one.attempt.handler, one), error)
-            one.attempt.failed(error, Retry())
+            for one, _ in asked:
+                self._failed(one, error)
+            return
+        for (one, _), run in zip(asked, ended, strict=True):
+            try:
+                hint = result_of(run, driver.url)[1] or hint
+            except SmqueueError as error:
+                self._failed(one, error)
+        if hint:
+            self._engine.outbound.hint(keys.namespace, keys.shard)
+
+    def _failed(self, one: Hosted, error: SmqueueError) -> None:
+        log.warning("%s: a message was not recorded: %s", self._label(one.attempt.handler, one), error)
+        one.attempt.failed(error, Retry())
 
     def _label(self, handler: Handler, one: Hosted) -> str:
         return handler.label(one.attempt.armed.placed.module, one.attempt.armed.placed.type.name)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from celery import Celery
-from celery.exceptions import Ignore
 
 from smqueue.errors import (
     DefinitionError,
@@ -25,7 +24,7 @@ from smqueue.protocols import runs
 from smqueue.relay import machines_from_json
 from smqueue.worker.code import encoded_end, end_to, run_trigger
 from smqueue.worker.engine import Engine
-from smqueue.worker.incoming import QuietRequest
+from smqueue.worker.incoming import QuietRequest, TriggerRequest
 
 log = logging.getLogger("smqueue.tasks")
 
@@ -88,12 +87,11 @@ def register(app: Any, engines: Engines) -> None:
         with _store_may_be_away():
             engines.get(namespace).drain(shard)
 
-    @app.task(name="smqueue.trigger", **hint)
+    @app.task(name="smqueue.trigger", Request=TriggerRequest, **hint)
     def trigger(operation_id: str, _machine_id: str, entry: str, kind: str, namespace: str) -> None:
         with _store_may_be_away():  # the first look at a namespace asks the server, too
             engine = engines.get(namespace)
             run_trigger(engine, engine.executor.deployment.keys(operation_id), entry, kind)
-        raise Ignore  # how the race ends is told by the transition; Celery's own "succeeded" would be wrong
 
     # They carry a result, which may be a secret; a worker that dies hands them on.
     late: dict[str, Any] = {**hint, "acks_late": True, "Request": QuietRequest}
