@@ -69,6 +69,8 @@ class Push(NamedTuple):
     database: str
     """The number of its database."""
     message: str
+    mark: str
+    """What in it stands for its id: whoever pushes it puts one there that is used but once."""
 
 
 @dataclass

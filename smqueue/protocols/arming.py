@@ -268,16 +268,17 @@ def ring(keys: Keys, watchers: Any, now_us: int) -> list[Command]:
     return [("ZADD", keys.schedule, now_us // 1000, entry) for entry in entries]
 
 
-def hint(keys: Keys, push: Push | None) -> Command:
+def hint(keys: Keys, push: Push | None, id: str = "") -> Command:
     """Say that something is due: the reply is nil unless the caller is the one to send the hint.
 
-    EVAL with its text, as ``settle``.
+    EVAL with its text, as ``settle``; ``id`` is that of the message.
     """
     if push is None:
         return ("SET", keys.hint, "1", "NX", "PX", HINT_MS)
     body = "if not redis.call('SET',KEYS[1],'1','NX','PX',ARGV[1]) then return false end"
-    body += " redis.pcall('SELECT',ARGV[2]) return type(redis.pcall('LPUSH',KEYS[2],ARGV[3]))~='number' and 1"
-    return ("EVAL", body, 2, keys.hint, push.queue, HINT_MS, push.database, push.message)
+    body += " redis.pcall('SELECT',ARGV[2]) local message=ARGV[3]:gsub(ARGV[4],ARGV[5])"
+    body += " return type(redis.pcall('LPUSH',KEYS[2],message))~='number' and 1"
+    return ("EVAL", body, 2, keys.hint, push.queue, HINT_MS, push.database, push.message, push.mark, id)
 
 
 def settle(keys: Keys, op: str, now_us: int, keep: timedelta | None) -> Command:

@@ -89,7 +89,7 @@ def autocommit(
             yield from look.verify(tx)
             begun |= unbegun(keys, {placed.op for placed in tx.starting}, look)
             started = yield from start(keys, instances, tx.starting, look, commit_id)
-            ending, requests = tail(keys, instances, tx, look.now_us, started.due)
+            ending, requests = tail(keys, instances, tx, look.now_us, started.due, commit_id)
             commands = [*started.commands, *ending]
             if not tx.starting and commands:
                 commands.insert(0, ("SET", keys.marker(commit_id), "1", "EX", MARKER_S))

@@ -75,7 +75,7 @@ def signal(
     args = (
         keys.machine_prefix, keys.race_prefix, payload, signal_id, machine, item,
         limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, request or asked,
-        f"{encode(module)} ", name, *((push.database, push.message) if push else ()),
+        f"{encode(module)} ", name, *((push.database, push.message, push.mark, attempt) if push else ()),
     )  # fmt: skip
     pushed = (push.queue,) if push else ()
     said, hint = yield from repeat("signal", (*names, *rest, *pushed), args, _said, RESENDS)

@@ -141,7 +141,7 @@ def parse_pairs(flat: Any) -> list[tuple[str, Active]]:
 
 
 def tail(
-    keys: Keys, instances: Instances, tx: Transaction, now_us: int, due: bool
+    keys: Keys, instances: Instances, tx: Transaction, now_us: int, due: bool, commit_id: str
 ) -> tuple[list[Command], list[bytes]]:
     """What ends every commit: the function's own writes, its requests, and the hint (last, so that its reply is found).
 
@@ -156,7 +156,7 @@ def tail(
         commands.append(("RPUSH", keys.requests, *requests))
         commands.append(("ZADD", keys.schedule, "NX", now_us // 1000 + REQUEST_LEASE_MS, "~requests"))
     if due:
-        commands.append(hint(keys, instances.push(keys)))
+        commands.append(hint(keys, instances.push(keys), commit_id))
     return commands, requests
 
 

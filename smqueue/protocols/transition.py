@@ -218,7 +218,7 @@ def _plan(
         one["operation_id"] for asked in tx.requests if asked["kind"] == "add" for one in asked["machines"]
     }:
         commands.append(("SADD", keys.children(op), *sorted(elsewhere)))  # of another shard: started by request
-    ending, requests = tail(keys, instances, tx, now_us, due)
+    ending, requests = tail(keys, instances, tx, now_us, due, commit_id)
     done = Transitioned(kind, target, tuple(started.machines), tuple(requests), due)
     return done, [*commands, *ending]
 

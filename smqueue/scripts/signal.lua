@@ -2,7 +2,8 @@
 -- KEYS  waiting, inbox, seen, marker, active, inactive, schedule, hint, requests, history[, the broker's list]
 -- ARGV  machine prefix, race prefix, payload (JSON), user's id or '', machine wanted or '', item (JSON up to its time),
 --       inbox limit, kept ms, marker s, hint ms, ids kept, request or '' (removed; only looked for when marker s is not 0),
---       how fields of the module begin, name of the signal[, the broker's database, the hint to push there]
+--       how fields of the module begin, name of the signal[, the broker's database, the hint to push there,
+--       what in it stands for its id, its id]
 -- Returns {DELIVERED | BUFFERED | DUPLICATE | FINISHED | FULL | GONE (the request was done already), 1 to send a hint}
 local id, wanted = ARGV[4], ARGV[5]
 if ARGV[12] ~= '' then
@@ -70,6 +71,7 @@ if ARGV[9] ~= '0' then redis.call('SET', KEYS[4], said, 'EX', ARGV[9]) end
 local due = said == 'DELIVERED' and redis.call('SET', KEYS[8], '1', 'NX', 'PX', ARGV[10])
 if due and ARGV[16] then  -- last, for it may be another database
   redis.call('SELECT', ARGV[15])
-  due = type(redis.pcall('LPUSH', KEYS[11], ARGV[16])) ~= 'number'
+  local message = ARGV[16]:gsub(ARGV[17], ARGV[18])
+  due = type(redis.pcall('LPUSH', KEYS[11], message)) ~= 'number'
 end
 return {said, due and 1 or 0}

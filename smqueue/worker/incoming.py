@@ -45,7 +45,7 @@ class QuietRequest(_Request):
 class TriggerRequest(_Request):
     """A run of a trigger's code. How its race ends is told by the transition; Celery's own "succeeded" would be wrong.
 
-    (A task that raises ``Ignore`` tells nothing either, but has Celery take a traceback apart: a fourth of the polls/s.)
+    (A task that raises ``Ignore`` tells nothing either, but has Celery take a traceback apart: a fourth of the polls.)
     """
 
     def send_event(self, type: str, **fields: Any) -> None:

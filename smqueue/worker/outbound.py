@@ -49,7 +49,7 @@ class CeleryOutbound:
 
     def push(self, keys: Keys) -> Push | None:
         """A hint for a shard, for commits to push; ``None``: it has to be sent after them."""
-        return self._pushing.push(keys, self._settings().url, **self._hint_options())
+        return self._pushing.push(keys, self._settings().url, self._hint_options)
 
     def _hint_options(self) -> dict[str, Any]:
         return {"queue": queue_of(self._app, "smqueue_transition_queue"), "expires": HINT_EXPIRES_S}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 from uuid import uuid4
 
@@ -15,7 +16,7 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps
 
 from smqueue.instances import Push
-from smqueue.keys import Keys, new_id
+from smqueue.keys import Keys
 
 log = logging.getLogger("smqueue.outbound")
 
@@ -56,13 +57,6 @@ def rendered(app: Any, name: str, args: tuple[Any, ...], task_id: str, **options
     return caught[0]
 
 
-class _Made(NamedTuple):
-    at_s: float
-    push: Push
-    mark: str
-    """Stands for the message's id, which is another each time."""
-
-
 class Pushing:
     """Makes what commits push.
 
@@ -72,20 +66,19 @@ class Pushing:
 
     def __init__(self, app: Celery) -> None:
         self._app: Any = app
-        self._made: dict[Keys, _Made] = {}
+        self._made: dict[Keys, tuple[float, Push]] = {}
         self._possible: dict[str, bool] = {}
 
-    def push(self, keys: Keys, url: str, **options: Any) -> Push | None:
+    def push(self, keys: Keys, url: str, options: Callable[[], dict[str, Any]]) -> Push | None:
         """A hint for a shard whose state is at ``url``; ``None`` when it has to be sent after the commit."""
         if not self._allowed(url):
             return None
         made = self._made.get(keys)
-        if made is None or time.monotonic() - made.at_s > FRESH_S:
-            made = self._render(keys, url, options)
+        if made is None or time.monotonic() - made[0] > FRESH_S:
+            made = self._render(keys, url, options())
             if made is None:
                 return None
-        push = made.push
-        return push._replace(message=push.message.replace(made.mark, new_id()))
+        return made[1]
 
     def _allowed(self, url: str) -> bool:
         known = self._possible.get(url)
@@ -101,8 +94,8 @@ class Pushing:
         told = conf.task_send_sent_event or conf.broker_url is None  # Flower would not hear of it
         return not told and one_redis(url, self._broker)
 
-    def _render(self, keys: Keys, url: str, options: dict[str, Any]) -> _Made | None:
-        mark = str(uuid4())
+    def _render(self, keys: Keys, url: str, options: dict[str, Any]) -> tuple[float, Push] | None:
+        mark = uuid4().hex
         try:
             found = rendered(self._app, "smqueue.transition", (keys.namespace, keys.shard), mark, **options)
         except Exception:  # a signal handler of the user's, or a transport of another version
@@ -115,8 +108,8 @@ class Pushing:
         message["properties"]["delivery_tag"] = message["headers"]["root_id"] = mark
         message["headers"]["parent_id"] = None  # whichever task it was rendered in
         prefix = (self._app.conf.broker_transport_options or {}).get("global_keyprefix", "")
-        push = Push(f"{prefix}{queue}", place[2] if (place := place_of(self._broker)) else "0", dumps(message))
-        made = self._made[keys] = _Made(time.monotonic(), push, mark)
+        push = Push(f"{prefix}{queue}", place[2] if (place := place_of(self._broker)) else "0", dumps(message), mark)
+        made = self._made[keys] = (time.monotonic(), push)
         return made
 
     @property
