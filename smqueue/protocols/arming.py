@@ -152,16 +152,16 @@ def _passed(armed: Armed, now_ms: int, head: Callable[[str], Item | None]) -> tu
 
 def enter(
     keys: Keys, to: Placed, handlers: Mapping[str, Handler], active: Active, commit_id: str, now_us: int,
-    head: Callable[[str], Item | None],
+    head: Callable[[str], Item | None], *, unknown: bool = False,
 ) -> Plan:  # fmt: skip
-    """Make a state active and arm it; the arming's id is the commit's."""
+    """Make a state active and arm it; the arming's id is the commit's. An ``unknown`` one has left nothing behind."""
     armed: Armed = {name: wait_of(handler, to.state, now_us) for name, handler in handlers.items()}
     machine = Machine(commit_id, commit_id, to.op, to.field, armed)
     plan = arm(keys, machine, active, now_us, head, registers=not active.lone)
     field = ("HSET", keys.active(to.op), to.field, active.dump())
     member = ("ZADD", keys.operations, "NX", now_us // 1000, to.op)
-    fresh: list[Command] = [("DEL", keys.race(to.record)), ("HDEL", keys.quarantine, to.record)]
-    return Plan([*fresh, *plan.commands, field, member], plan.due, plan.taken)
+    gone: list[Command] = [] if unknown else [("DEL", keys.race(to.record)), ("HDEL", keys.quarantine, to.record)]
+    return Plan([*gone, *plan.commands, field, member], plan.due, plan.taken)
 
 
 def leave(keys: Keys, machine: Machine) -> list[Command]:
@@ -281,16 +281,21 @@ def hint(keys: Keys, push: Push | None, id: str = "") -> Command:
     return ("EVAL", body, 2, keys.hint, push.queue, HINT_MS, push.database, push.message, push.mark, id)
 
 
-def settle(keys: Keys, op: str, now_us: int, keep: timedelta | None) -> Command:
-    """After the last machine has left, the operation is no longer one with active machines; decided within the EXEC.
+def settle(keys: Keys, op: str, now_us: int, keep: timedelta | None, *, certain: bool) -> list[Command]:
+    """After its last machine has left, an operation is no longer one with active machines.
 
-    EVAL with its text, not EVALSHA: after a restart that would fail alone, with its neighbours applied.
+    Unless it is certain that this was the last one, that is decided within the EXEC. EVAL with its text, not EVALSHA:
+    after a restart that would fail alone, with its neighbours applied.
     """
+    forget_ms = "" if keep is None else now_us // 1000 + round(keep.total_seconds() * 1000)
+    if certain:
+        later: list[Command] = [("ZADD", keys.finished, forget_ms, op)]
+        later.append(("ZADD", keys.schedule, "LT", forget_ms, "~retention"))
+        return [("ZREM", keys.operations, op), *(later if keep is not None else [])]
     body = "if redis.call('EXISTS',KEYS[1])==0 then redis.call('ZREM',KEYS[2],ARGV[1])"
     body += " if ARGV[2]~='' then redis.call('ZADD',KEYS[3],ARGV[2],ARGV[1])"
     body += " redis.call('ZADD',KEYS[4],'LT',ARGV[2],'~retention') end end return 1"
-    args = (op, "" if keep is None else now_us // 1000 + round(keep.total_seconds() * 1000))
-    return ("EVAL", body, 4, keys.active(op), keys.operations, keys.finished, keys.schedule, *args)
+    return [("EVAL", body, 4, keys.active(op), keys.operations, keys.finished, keys.schedule, op, forget_ms)]
 
 
 def _other(wait: Wait) -> str:

@@ -204,7 +204,7 @@ def _end_all(
     commands += note(keys, op, *entries, told=entries[0]["commit"] != commit_id)
     if rung := ring(keys, look.known[watchers(keys, op)], now_us):
         commands += [*rung, hint(keys, None)]
-    return [*commands, settle(keys, op, now_us, keep)]
+    return [*commands, *settle(keys, op, now_us, keep, certain=False)]
 
 
 # --- retry -----------------------------------------------------------------------------------------------------------

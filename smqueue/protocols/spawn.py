@@ -92,7 +92,8 @@ def start(
             entry = step_entry(active, placed.field, now_us, commit_id)
             active, entry = sealed(instances.chain, op, "", active, entry)
             items = yield from buffered(keys, instances, placed, active.machine, look)
-            entered = enter(keys, placed, instances.handlers(placed), active, commit_id, now_us, items.get)
+            handlers = instances.handlers(placed)
+            entered = enter(keys, placed, handlers, active, commit_id, now_us, items.get, unknown=True)
             look.taken |= entered.taken
             commands += entered.commands
             all_of_them.append(Spawned(placed, active))

@@ -170,18 +170,27 @@ def _look(keys: Keys, instances: Instances, it: Claimed, to: Placed | None, tx: 
     target = to or it.placed
     inboxes = list(inbox_keys(keys, instances, target).values())
     checks = tx.buffer.checks()
-    watch, commands = standing_looks(keys, target)
-    left = standing_looks(keys, instances.current(it.placed))
-    watch, commands = [*watch, *left.watch], [*commands, *left.commands]
-    watch += [guard, *controls(keys, it.placed), *inboxes, keys.watchers(op)]
-    commands += [TIME, ("GET", guard), watchers(keys, op)]
-    commands += [*map(head, inboxes), *[("GET", key) for key in controls(keys, it.placed)], *checks]
-    if it.active.lone:
-        watch += [keys.history(op), keys.active(op)]
-        commands.append(begun(keys, op))
+    there, left = standing_looks(keys, target), standing_looks(keys, instances.current(it.placed))
+    records = [*there.commands, *left.commands]
+    holding = controls(keys, it.placed)
+    watch = [*there.watch, *left.watch, guard, *holding, *inboxes, keys.watchers(op)]
+    commands = [TIME, ("GET", guard), watchers(keys, op), *map(head, inboxes), *[("GET", key) for key in holding]]
+    commands += checks
     for command in (TIME, begun(keys, op)):  # seen by the handler's own looks, but not under these watches
         look.known.pop(command, None)
-    yield from look.fetch(watch, commands, check=[str(c[1]) for c in checks])
+    checked = [str(c[1]) for c in checks]
+    if not it.active.lone:
+        yield from look.fetch(watch, [*records, *commands], check=checked)
+        return
+    watch += [keys.history(op), keys.active(op)]
+    commands.append(begun(keys, op))
+    if target.field == it.machine.field or target.wide or it.placed.wide:
+        commands += records
+    yield from look.fetch(watch, commands, check=checked)
+    if look.known[begun(keys, op)] == 1:  # then there is no other record to be found
+        for command in records:
+            look.known.setdefault(command, None)
+    yield from look.fetch([], records)
 
 
 def _plan(
@@ -205,7 +214,8 @@ def _plan(
     else:
         if any(placed.record == to.record for placed in tx.starting):
             raise StateAlreadyExists(op, to.module, str(to))
-        kind, plan, target, entries = yield from _move(keys, instances, it, to, look, commit_id)
+        spawns = any(placed.op == op for placed in tx.starting)
+        kind, plan, target, entries = yield from _move(keys, instances, it, to, look, commit_id, spawns=spawns)
     entries += started.entries
     due = plan.due or started.due
     commands = [*plan.commands, *started.commands]
@@ -229,7 +239,7 @@ def it_polls(it: Claimed) -> int:
 
 
 def _move(
-    keys: Keys, instances: Instances, it: Claimed, to: Placed, look: Look, commit_id: str
+    keys: Keys, instances: Instances, it: Claimed, to: Placed, look: Look, commit_id: str, *, spawns: bool
 ) -> Steps[tuple[Literal["moved", "merged"], Plan, Spawned, list[dict[str, Any]]]]:
     """Leave one record, and enter another: active, terminal, or one that is active already."""
     op, now_us = it.machine.op, look.now_us
@@ -244,18 +254,21 @@ def _move(
         kind, more = "merged", {"merged": there.active[1].machine}  # an equal machine is active, and goes on
     entry = step_entry(moved, to.field, now_us, commit_id, terminal=to.type.terminal, won=it.won, **more)
     moved, entry = sealed(instances.chain, op, it.active.seal, moved, entry)
+    alone = it.active.lone and look.known[begun(keys, op)] == 1  # and no other can come: all of it is watched
+    ends: list[str] = []
     if kind == "moved" and to.type.terminal:
-        plan = Plan(_end(keys, to, moved, there, commit_id, now_us), due=False)
+        ends = _end(to, moved, there, commit_id, now_us)
+        plan = Plan([] if alone else touch(keys.machine(to.record), commit_id), due=False)
     elif kind == "moved":
         items = yield from buffered(keys, instances, to, moved.machine, look)
         plan = enter(keys, to, instances.handlers(to), moved, commit_id, now_us, items.get)
     left = left_record(it, past[1] if past is not None else {}, now_us, commit_id, to=to.field, **more)
     visited = past[0] if past is not None else it.machine.field  # perhaps in the form of an earlier version
-    commands = [*leave(keys, it.machine), ("HSET", keys.inactive(op), visited, left), *plan.commands]
+    commands = [*leave(keys, it.machine), ("HSET", keys.inactive(op), visited, left, *ends), *plan.commands]
     if kind == "merged" or to.type.terminal:
-        commands.append(settle(keys, op, now_us, instances.get(to.module).module.keep))
-    unwritten = it.active.lone and look.known[begun(keys, op)] == 1
-    entries = [first_entry(it.machine.field, it.active), entry] if unwritten else [entry]
+        retained = instances.get(to.module).module.keep
+        commands += settle(keys, op, now_us, retained, certain=alone and not spawns)
+    entries = [first_entry(it.machine.field, it.active), entry] if alone else [entry]
     return kind, Plan(commands, plan.due), Spawned(to, moved), entries
 
 
@@ -289,16 +302,16 @@ def left_record(it: Claimed, before: Mapping[str, Any], now_us: int, commit_id: 
     )
 
 
-def _end(keys: Keys, to: Placed, moved: Active, there: Standing, commit_id: str, now_us: int) -> list[Command]:
-    """Enter a terminal state: one record, visits counted, first times kept."""
+def _end(to: Placed, moved: Active, there: Standing, commit_id: str, now_us: int) -> list[str]:
+    """A terminal record, as field and value: there is one, visits are counted, and the first times kept."""
     first: dict[str, Any] = {
         "machine": moved.machine, "step": moved.step, "at": now_us, "exited": now_us, "version": moved.version,
         "made": commit_id, "by": commit_id, "visits": 0, "terminal": True,
     }  # fmt: skip
     field, record = there.inactive or (to.field, first)
-    record = {**record, "visits": record["visits"] + 1}
-    guard = keys.machine(to.record)
-    return [
-        ("HSET", keys.inactive(to.op), field, compact(record)),
-        ("SET", guard, commit_id), ("DEL", guard),  # touched: whoever watches it, to end there too, looks again
-    ]  # fmt: skip
+    return [field, compact({**record, "visits": record["visits"] + 1})]
+
+
+def touch(guard: str, commit_id: str) -> list[Command]:
+    """Whoever watches the guard of a terminal state, to end there too, looks again."""
+    return [("SET", guard, commit_id), ("DEL", guard)]

@@ -186,7 +186,7 @@ MUTATIONS = [
     Mutation("entering a terminal state does not touch its guard", without(_terminal), "ending",
              ("stopped_first", "stopped_second")),
     Mutation("an operation ends with any of its machines", replaced("smqueue.protocols.transition.settle",
-             lambda keys, op, *_: ("ZREM", keys.operations, op)), "ending", ("stopped_first", "pump")),
+             lambda keys, op, *_, certain: [("ZREM", keys.operations, op)]), "ending", ("stopped_first", "pump")),
     Mutation("retention does not look again", scripted("forget", ("if redis.call('EXISTS', KEYS[1]) == 1 then",
              "if false then")), "over", ("sweep", "add_short")),
     Mutation("a watcher looks first and registers then", replaced("smqueue.relay.Relay.look", _look_then_register),
