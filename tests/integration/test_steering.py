@@ -395,11 +395,11 @@ def test_an_interrupted_cancel_is_finished_by_a_worker(local: Local, monkeypatch
     commits: list[int] = []
     settle = control.settle
 
-    def die(*args: Any) -> Any:
+    def die(*args: Any, **options: Any) -> Any:
         commits.append(1)
         if len(commits) == 2:
             raise Killed
-        return settle(*args)
+        return settle(*args, **options)
 
     monkeypatch.setattr(control, "settle", die)
     with pytest.raises(Killed):
@@ -446,7 +446,7 @@ def test_children_of_an_interrupted_cancel(local: Local, monkeypatch: pytest.Mon
     class Killed(BaseException):
         pass
 
-    def die(*args: Any) -> Any:
+    def die(*args: Any, **options: Any) -> Any:
         raise Killed
 
     monkeypatch.setattr(control, "settle", die)
