@@ -132,6 +132,7 @@ class Instances:
 
     def __init__(self, global_context: Callable[[str, str], Any] | None = None, shards: int = 1) -> None:
         self._by_id: dict[str, Instance] = {}
+        self._owners: dict[type, Instance] = {}
         self._global_context = global_context
         self.limit, self.inbox_limit = PAYLOAD_LIMIT, INBOX_LIMIT
         self.max_active: int | None = None
@@ -151,6 +152,7 @@ class Instances:
         if (first := self._by_id.get(instance.id)) is not None:
             raise DuplicateModule(instance.id, first.where, instance.where)
         self._by_id[instance.id] = instance
+        self._owners.clear()
 
     def ids(self) -> Sequence[str]:
         """The ids of all registered modules."""
@@ -183,11 +185,14 @@ class Instances:
         if machine.module is not None:
             return self.get(machine.module)
         cls = type(machine.state)
+        if (known := self._owners.get(cls)) is not None:
+            return known
         owners = [i for i in self._by_id.values() if any(t.cls is cls for t in i.module.types.values())]
         if not owners:
             raise NotRegistered(cls.__qualname__)
         if len(owners) > 1:
             raise AmbiguousModule(cls.__qualname__, ", ".join(i.id for i in owners))
+        self._owners[cls] = owners[0]
         return owners[0]
 
     def place(self, machine: StateMachine) -> Placed:

@@ -50,7 +50,7 @@ class Together:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._pid = 0
-        self._lock = threading.Lock()
+        self._starting: dict[int, threading.Lock] = {}  # by process: one that is held at a fork stays held
         self._asked = SimpleQueue[Asked]()
 
     async def run(self, steps: Steps[T], then: Callable[[T], R]) -> R:
@@ -69,7 +69,7 @@ class Together:
         return await answer
 
     def _start(self) -> None:
-        with self._lock:
+        with self._starting.setdefault(os.getpid(), threading.Lock()):
             if self._pid != os.getpid():
                 self._asked, self._pid = SimpleQueue(), os.getpid()
                 threading.Thread(target=self._serve, args=(self._asked,), name="smqueue-together", daemon=True).start()

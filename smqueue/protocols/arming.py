@@ -85,7 +85,7 @@ def arm(
     if won is None:
         signals = [wait for wait in machine.armed.values() if isinstance(wait, str)]
         if registers or len(set(signals)) < len(signals):
-            commands += register(keys, machine, active)
+            commands += register(keys, machine, active.at_us)
         for name, at in due_at.items():
             code = True
             # After ``None`` the others keep their place in the schedule: a poll its rhythm, a running call its lease.
@@ -102,14 +102,14 @@ def arm(
     )
 
 
-def register(keys: Keys, machine: Machine, active: Active) -> list[Command]:
+def register(keys: Keys, machine: Machine, since_us: int) -> list[Command]:
     """Among those that wait for a signal, oldest first.
 
     Of two triggers of one state for one signal the one declared first gets it, here as at arming.
     """
     module = machine.field.partition(" ")[0]
     return [
-        ("ZADD", _waiting(keys, machine.op, module, wait), active.at_us + place, f"{machine.entry}:{name}")
+        ("ZADD", _waiting(keys, machine.op, module, wait), since_us + place, f"{machine.entry}:{name}")
         for place, (name, wait) in enumerate(machine.armed.items())
         if isinstance(wait, str)
     ]

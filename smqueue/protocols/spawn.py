@@ -121,19 +121,20 @@ def _begin(keys: Keys, op: str, look: Look, commands: list[Command]) -> Steps[li
     everyone: Command = ("HGETALL", keys.active(op))
     yield from look.fetch([], [everyone])
     pairs = parse_pairs(look.known[everyone])
-    armed = [keys.machine(digest(op, field)) for field, _ in pairs]
+    since = {field: active.at_us for field, active in pairs}
+    fields = [raw.decode(errors="replace") for raw in look.known[everyone][::2]]
+    armed = [keys.machine(digest(op, field)) for field in fields]
     yield from look.fetch(armed, [("GET", key) for key in armed])
-    for key, (_, active) in zip(armed, pairs, strict=True):
-        with suppress(ValueError, TypeError):  # garbage is for the audit
-            commands += register(keys, Machine.parse(look.known["GET", key]), active)
+    for key, field in zip(armed, fields, strict=True):
+        with suppress(ValueError, TypeError):  # no machine's key
+            commands += register(keys, Machine.parse(look.known["GET", key]), since.get(field, 0))
     return [first_entry(*pair) for pair in pairs]
 
 
 def parse_pairs(flat: Any) -> list[tuple[str, Active]]:
     """Field and value of active records, in the order of their entering."""
-    pairs = list(flat.items()) if isinstance(flat, dict) else list(zip(flat[::2], flat[1::2], strict=True))
     found: list[tuple[str, Active]] = []
-    for field, raw in pairs:
+    for field, raw in zip(flat[::2], flat[1::2], strict=True):
         try:
             found.append((field.decode(), Active.parse(raw)))
         except ValueError:

@@ -184,7 +184,7 @@ def _look(keys: Keys, instances: Instances, it: Claimed, to: Placed | None, tx: 
         return
     watch += [keys.history(op), keys.active(op)]
     commands.append(begun(keys, op))
-    if target.field == it.machine.field or target.wide or it.placed.wide:
+    if it.machine.field in {target.field, *target.older} or target.wide or it.placed.wide:  # it may be found itself
         commands += records
     yield from look.fetch(watch, commands, check=checked)
     if look.known[begun(keys, op)] == 1:  # then there is no other record to be found

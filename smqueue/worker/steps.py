@@ -24,7 +24,7 @@ from smqueue.worker.settings import queue_of, whole
 
 log = logging.getLogger("smqueue.worker")
 
-LONGEST_S = 0.2
+LONGEST_S = 0.25
 """The pump looks at least this often: an earlier deadline may have come meanwhile."""
 WATCHED_S = 1.0
 WATCHED_KEPT_S = 5

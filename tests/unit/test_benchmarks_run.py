@@ -27,7 +27,14 @@ def start(tmp_path: Path, *options: str) -> subprocess.Popen[bytes]:
     env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     (tmp_path / "said").touch()
     with (tmp_path / "said").open("ab") as said:
-        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=said, stderr=said, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=said, stderr=said, stdin=subprocess.DEVNULL, preexec_fn=_interruptible
+        )
+
+
+def _interruptible() -> None:
+    """What is run in the background of a shell ignores Ctrl-C, and hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_run_writes_results_table_and_picture(tmp_path: Path) -> None:
