@@ -46,9 +46,9 @@ class Producer:
         self._stopping.set()
 
     def run(self) -> None:
-        """Feed until stopped."""
-        number = len(read_ledger(self._ledger))
-        while not self._stopping.is_set():
+        """Feed until stopped; the first chunk in any case, for one that was killed may have begun it."""
+        number = first = len(read_ledger(self._ledger))
+        while number == first or not self._stopping.is_set():
             if self._room():
                 self._feed(self._load.chunk(self._number, number))
                 self._note(number)
@@ -88,7 +88,7 @@ class Producer:
                 return True
         except (StoreUnavailable, StoreRefused):
             pass
-        self._stopping.wait(PAUSE_S)
+        threading.Event().wait(PAUSE_S)
         return False
 
     def _note(self, number: int) -> None:
