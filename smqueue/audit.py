@@ -34,7 +34,9 @@ SINGLE = frozenset({"schedule", "hosted", "quarantine", "operations", "finished"
 KNOWN = SINGLE | frozenset(
     ["active", "inactive", "history", "machine", "race", "waiting", "inbox", "seen", "control", "held", "watchers"]
 )
-OTHERS = frozenset(["data", "marker", "reply", "updates", "hint", "watched", "meta", "children", "unsent"])
+OTHERS = frozenset(
+    ["data", "marker", "reply", "updates", "hint", "watch", "roused", "watched", "meta", "children", "unsent"]
+)
 """Kinds of key that are not looked into."""
 SEEN_TWICE = frozenset({Kind.WRONG_TYPE, Kind.UNREADABLE_MACHINE, Kind.WRONG_MACHINE})
 """What two checks may find, each in its own words."""

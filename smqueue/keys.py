@@ -33,6 +33,8 @@ schedules are ms, both by Redis's clock.
 ``reply:<id>``                   list    the answer to a client's call
 ``updates``                      stream  the last updates of all operations, bounded
 ``hint``                         string  set while a transition hint is under way
+``watch``                        string  the process that looks when things fall due, for a second
+``roused``                       string  set while it has been rung for, and has not looked since
 ``watched``                      string  set while Flower or another consumer of Celery's events looks on
 ``meta``                         hash    number of shards, format
 ``data:<mod>:<key>``             any     what handlers write
@@ -96,7 +98,7 @@ class Keys:
         self.schedule, self.hosted, self.operations = p + "schedule", p + "hosted", p + "operations"
         self.requests, self.updates, self.hint, self.watched = p + "requests", p + "updates", p + "hint", p + "watched"
         self.quarantine, self.finished, self.meta, self.wake = p + "quarantine", p + "finished", p + "meta", p + "wake"
-        self.unsent, self.bells = p + "unsent", p + "bells"
+        self.unsent, self.bells, self.watch, self.roused = p + "unsent", p + "bells", p + "watch", p + "roused"
         self.machine_prefix, self.race_prefix, self.active_prefix = p + "machine:", p + "race:", p + "active:"
 
     def active(self, op: str) -> str:

@@ -36,6 +36,8 @@ KEY_KINDS = frozenset(
         "updates",
         "meta",
         "hint",
+        "roused",
+        "watch",
         "watched",
         "reply",
         "children",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from smqueue.chain import Chain
 from smqueue.handlers import Handler
 from smqueue.instances import Push
-from smqueue.keys import Keys, decode, schedule_of
-from smqueue.protocols.bounds import HINT_MS, PARK_MS, UPDATES_KEPT
+from smqueue.keys import HOSTED_KINDS, Keys, decode, schedule_of
+from smqueue.protocols.bounds import HINT_MS, PARK_MS, UPDATES_KEPT, WATCH_MS
 from smqueue.records import Active, Armed, Item, Machine, Placed, Wait, compact, deadline_ms, kind_of
 from smqueue.roundtrip import Command
 from smqueue.trigger_types import Deadline, Finished, Reached, Signal
@@ -97,6 +97,8 @@ def arm(
         commands.append(("HSET", race, "won", won[0], "value", won[1], "at", won[2]))
     score = now_ms if won else min(deadline or parked(now_us), parked(now_us))
     commands += [("SET", keys.machine(record), machine.dump()), ("ZADD", keys.schedule, score, machine.entry)]
+    if won is None and (score < now_ms + WATCH_MS or not HOSTED_KINDS.isdisjoint(map(kind_of, machine.armed.values()))):
+        commands.append(rouse(keys))
     return Plan(
         commands, due=won is not None or code, taken=frozenset((item.raw,)) if item is not None else frozenset()
     )
@@ -210,6 +212,7 @@ def keep(
             commands.append(("SREM", keys.watchers(_other(machine.armed[name])), entry))
     elif kind == "poll":
         commands.append(("ZADD", keys.schedule, now_us // 1000 + (repoll_ms or 0), entry))
+        commands += [rouse(keys)] if (repoll_ms or 0) < WATCH_MS else []
     kept = machine._replace(guard=commit_id, armed=armed)
     plan = arm(keys, kept, it.active, now_us, head, again=name)
     return Plan([*commands, *plan.commands], plan.due)
@@ -279,6 +282,12 @@ def hint(keys: Keys, push: Push | None, id: str = "") -> Command:
     body += " redis.pcall('SELECT',ARGV[2]) local message=ARGV[3]:gsub(ARGV[4],ARGV[5])"
     body += " return type(redis.pcall('LPUSH',KEYS[2],message))~='number' and 1"
     return ("EVAL", body, 2, keys.hint, push.queue, HINT_MS, push.database, push.message, push.mark, id)
+
+
+def rouse(keys: Keys) -> Command:
+    """Ring for the pump on watch, once until it looks: something falls due before it would. EVAL, as ``settle``."""
+    body = "if redis.call('SET',KEYS[1],'1','NX','PX',ARGV[1]) then redis.call('PUBLISH',KEYS[2],'') end return 1"
+    return ("EVAL", body, 2, keys.roused, keys.wake, WATCH_MS)
 
 
 def settle(keys: Keys, op: str, now_us: int, keep: timedelta | None, *, certain: bool) -> list[Command]:

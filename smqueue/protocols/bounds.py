@@ -11,6 +11,9 @@ PARK_MS = 3_600_000
 HINT_MS = 1_000
 """Life of the flag that says a transition hint is under way: what a lost hint costs at most."""
 
+WATCH_MS = 1_000
+"""How long one process looks when things fall due, before another may. What falls due sooner than that rings for it."""
+
 RESEND_MS = 5_000
 """First interval after which a trigger's task is sent again when none has started; it doubles, up to 5 minutes."""
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from smqueue.errors import SmqueueError, UndecodableRecord
 from smqueue.instances import Instances
 from smqueue.keys import Keys
-from smqueue.protocols.bounds import HINT_MS, LEASE_MS, PARK_MS, RESEND_MS
+from smqueue.protocols.bounds import HINT_MS, LEASE_MS, PARK_MS, RESEND_MS, WATCH_MS
 from smqueue.records import Active, Machine, Placed, deadline_ms, kind_of, label_of
 from smqueue.roundtrip import Steps, call, text
 
@@ -116,19 +116,27 @@ def claim(keys: Keys, instances: Instances, count: int, schedule: str | None = N
     return (yield from call("claim", (chosen, keys.quarantine, keys.watched), args, parse))
 
 
-def pump(keys: Keys, hosted: bool) -> Steps[tuple[int, bool, bool]]:
-    """Look when something is next due; 1 round trip.
+class Watch(NamedTuple):
+    """What a pump has been told."""
 
-    Returns:
-        In how many ms the next entry is due; whether the caller is to send a transition hint; whether a hosted entry is
-        due.
-    """
-    schedules = (keys.schedule, keys.hosted) if hosted else (keys.schedule,)
+    wait_ms: int
+    """When to look again: when the next entry is due, or the watch may be free."""
+    hint: bool
+    """It is to send a transition hint."""
+    hosted: bool
+    """A hosted entry is due."""
+    mine: bool
+    """It is on watch: to be woken by those who arm something that falls due before it would look."""
 
-    def parse(reply: Any) -> tuple[int, bool, bool]:
-        return int(reply[0]), bool(reply[1]), bool(reply[2])
 
-    return (yield from call("pump", (keys.hint, *schedules), (HINT_MS,), parse))
+def pump(keys: Keys, hosted: bool, caller: str = "") -> Steps[Watch]:
+    """Look when something is next due, if no other caller does so now; 1 round trip."""
+    names = (keys.hint, keys.schedule, keys.watch, keys.roused, *([keys.hosted] if hosted else []))
+
+    def parse(reply: Any) -> Watch:
+        return Watch(int(reply[0]), bool(reply[1]), bool(reply[2]), bool(reply[3]))
+
+    return (yield from call("pump", names, (HINT_MS, caller, WATCH_MS), parse))
 
 
 def _due(instances: Instances, reply: Any, count: int) -> Due:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from smqueue.errors import SmqueueError, WorkerKilled, error_text
 from smqueue.instances import Instances
 from smqueue.keys import Keys, schedule_of
-from smqueue.protocols.bounds import HINT_MS, LEASE_MS, PARK_MS, RESENDS
+from smqueue.protocols.bounds import HINT_MS, LEASE_MS, PARK_MS, RESENDS, WATCH_MS
 from smqueue.protocols.claim import Armed, parse_row
 from smqueue.records import Machine, compact
 from smqueue.roundtrip import Steps, call, read, repeat, text
@@ -81,8 +81,9 @@ def keep_end(keys: Keys, entry: str, end: str) -> Steps[bool]:
 
 def again(keys: Keys, entry: str, kind: str, token: str, delay_ms: int, tries: int, error: str) -> Steps[bool]:
     """Run the trigger's code again later; 1 round trip."""
-    args = (keys.race_prefix, entry, token, delay_ms, tries, error)
-    return (yield from repeat("again", (schedule_of(keys, kind),), args, lambda r: text(r) == "AGAIN", RESENDS))
+    names = (schedule_of(keys, kind), keys.roused, keys.wake)
+    args = (keys.race_prefix, entry, token, delay_ms, tries, error, WATCH_MS)
+    return (yield from repeat("again", names, args, lambda r: text(r) == "AGAIN", RESENDS))
 
 
 def defer(
@@ -98,8 +99,9 @@ def defer(
     if quarantine is not None:
         why = compact({"error": error, "op": op, "entry": entry})[:-1]
         delay_ms = PARK_MS
-    args = (keys.machine_prefix, keys.race_prefix, entry, guard, delay_ms, int(failed), error, why)
-    return (yield from call("defer", (keys.schedule, keys.quarantine), args, lambda r: text(r) == "DEFERRED"))
+    args = (keys.machine_prefix, keys.race_prefix, entry, guard, delay_ms, int(failed), error, why, WATCH_MS)
+    names = (keys.schedule, keys.quarantine, keys.roused, keys.wake)
+    return (yield from call("defer", names, args, lambda r: text(r) == "DEFERRED"))
 
 
 def suspect(keys: Keys, entry: str) -> Steps[int]:

@@ -56,3 +56,10 @@ local function record(machine_prefix, race_prefix, schedule, entry, value, known
   redis.call('ZADD', schedule, now, rec .. ':' .. arming)
   return 'RECORDED'
 end
+
+-- rouse: ring for the pump on watch, once until it looks, if something falls due before it would. As rouse in arming.py.
+local function rouse(flag, wake, delay, watch)
+  if tonumber(delay) < tonumber(watch) and redis.call('SET', flag, '1', 'NX', 'PX', watch) then
+    redis.call('PUBLISH', wake, '')
+  end
+end

@@ -12,6 +12,8 @@ local function cell(reply)
   return reply
 end
 
+local any_quarantined = redis.call('EXISTS', KEYS[2]) == 1
+
 local function active_of(m)
   local op = m.op:gsub('[^%w_.~-]', function(c) return string.format('%%%02X', c:byte()) end)
   return cell(redis.pcall('HGET', active_prefix .. op, m.field))
@@ -24,13 +26,14 @@ local function take(entry, i)
   if not rec then return nil end
   local m, raw = machine_at(machine_prefix .. rec)
   if m == nil or (m and m.arming ~= arming) then return nil end
-  if redis.call('HEXISTS', KEYS[2], rec) == 1 then return park + i * 97 end
+  if any_quarantined and redis.call('HEXISTS', KEYS[2], rec) == 1 then return park + i * 97 end
   if m == false then return lease, {entry, false, false, false} end
   local race_key = race_prefix .. rec
   local race = cell(redis.pcall('HGETALL', race_key))
   if not race then return lease, {entry, raw, false, active_of(m)} end
   local deadline = deadline_of(m)
-  local decided = redis.call('HEXISTS', race_key, 'won') == 1 or (deadline and deadline <= now)
+  local decided = deadline and deadline <= now
+  for i = 1, #race, 2 do decided = decided or race[i] == 'won' end
   if trigger then
     if not m.armed[trigger] then return nil end
     if decided then  -- usually for a moment; for long when it is paused or keeps failing

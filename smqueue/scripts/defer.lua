@@ -1,7 +1,8 @@
 -- defer: a claimed machine did not move; look again later, or set it aside.
--- KEYS  schedule, quarantine
+-- KEYS  schedule, quarantine, roused, wake
 -- ARGV  machine prefix, race prefix, entry, guard (or '' when it cannot be read), delay ms, added to its failed attempts,
---       error or '' (it was not run, and the claim does not count), quarantine (JSON up to its time) or ''
+--       error or '' (it was not run, and the claim does not count), quarantine (JSON up to its time) or '',
+--       how long a watch lasts ms
 -- Returns DEFERRED, or STALE when another has moved it
 local rec = parts(ARGV[3])
 local m = machine_at(ARGV[1] .. rec)
@@ -19,4 +20,5 @@ if ARGV[8] ~= '' then
   redis.call('HSET', KEYS[2], rec, ARGV[8] .. ',"at":' .. string.format('%.0f', now_us) .. '}')
 end
 redis.call('ZADD', KEYS[1], 'XX', now + ARGV[5], ARGV[3])
+rouse(KEYS[3], KEYS[4], ARGV[5], ARGV[9])
 return 'DEFERRED'

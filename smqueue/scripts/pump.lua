@@ -1,7 +1,13 @@
--- pump: when is something next due, and is the caller the one to send a hint?
--- KEYS  hint, schedule[, hosted]
--- ARGV  life of the hint's flag ms
--- Returns {ms until the next entry (3600000 when there is none), 1 to send a hint, 1 when a hosted entry is due}
+-- pump: when is something next due, and is the caller the one to send a hint? One process at a time is on watch, for a
+-- second; the others only ask whether the watch is free.
+-- KEYS  hint, schedule, watch, roused[, hosted]
+-- ARGV  life of the hint's flag ms, the caller, how long a watch lasts ms
+-- Returns {ms until it is to look again, 1 to send a hint, 1 when a hosted entry is due, 1 when it is on watch}
+if not redis.call('SET', KEYS[3], ARGV[2], 'NX', 'PX', ARGV[3]) and redis.call('GET', KEYS[3]) ~= ARGV[2] then
+  return {math.max(1, redis.call('PTTL', KEYS[3])), 0, 0, 0}
+end
+redis.call('DEL', KEYS[4])  -- whatever is armed sooner from now on rings again
+
 local function next_in(key)
   local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
   local left = first[2] and tonumber(first[2]) - now or 3600000
@@ -18,9 +24,9 @@ if wait == 0 then
   end
   wait = tonumber(ARGV[1])
 end
-if KEYS[3] then
-  local hosted = next_in(KEYS[3])
+if KEYS[5] then
+  local hosted = next_in(KEYS[5])
   if hosted == 0 then host = 1 end
   wait = math.min(wait, hosted)
 end
-return {math.ceil(wait), send, host}
+return {math.ceil(wait), send, host, 1}

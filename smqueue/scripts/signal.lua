@@ -34,7 +34,6 @@ end
 
 -- The only machine of an operation whose history has not begun registers nowhere: most of what waits is such a one.
 local function deliver_to_lone()
-  if redis.call('EXISTS', KEYS[6], KEYS[10]) > 0 then return nil end
   local flat = redis.pcall('HGETALL', KEYS[5])
   if #flat ~= 2 or flat[1]:sub(1, #ARGV[13]) ~= ARGV[13] then return nil end
   local rec = record_id(KEYS[5]:match('}:active:(.*)$'), flat[1])
@@ -50,8 +49,9 @@ end
 
 local function accept()
   if id ~= '' and redis.call('ZSCORE', KEYS[3], id) then return 'DUPLICATE' end
-  if redis.call('EXISTS', KEYS[5]) == 0 and redis.call('EXISTS', KEYS[6]) == 1 then return 'FINISHED' end
-  local said = deliver() or deliver_to_lone()
+  local begun = redis.call('EXISTS', KEYS[6], KEYS[10]) > 0
+  if begun and redis.call('EXISTS', KEYS[5]) == 0 and redis.call('EXISTS', KEYS[6]) == 1 then return 'FINISHED' end
+  local said = deliver() or not begun and deliver_to_lone()
   if not said then
     if redis.call('LLEN', KEYS[2]) >= tonumber(ARGV[7]) then return 'FULL' end
     redis.call('RPUSH', KEYS[2], ARGV[6] .. ',"at":' .. string.format('%.0f', now_us) .. '}')

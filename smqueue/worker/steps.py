@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import random
 import threading
 import time
 from datetime import timedelta
@@ -15,6 +16,8 @@ from celery import bootsteps
 
 from smqueue import limits
 from smqueue.errors import SmqueueError, StoreRefused, StoreUnavailable, error_text
+from smqueue.keys import new_id
+from smqueue.protocols.bounds import WATCH_MS
 from smqueue.protocols.claim import pump
 from smqueue.retry import Retry
 from smqueue.worker.engine import Engine
@@ -24,8 +27,10 @@ from smqueue.worker.settings import queue_of, whole
 
 log = logging.getLogger("smqueue.worker")
 
-LONGEST_S = 0.25
-"""The pump looks at least this often: an earlier deadline may have come meanwhile."""
+LONGEST_S = WATCH_MS / 1000
+"""The pump looks at least this often: what falls due sooner rings for it."""
+ROTATED_S = 0.05
+"""A watch is left to others for so long, or one process would host all that waits."""
 WATCHED_S = 1.0
 WATCHED_KEPT_S = 5
 BACK_OFF = Retry(base=timedelta(milliseconds=200), cap=timedelta(seconds=2))
@@ -47,6 +52,7 @@ class Pump(bootsteps.StartStopStep):
         self._wakes: list[threading.Event] = []
         self._threads: list[threading.Thread] = []
         self._hosts: list[Host] = []
+        self._id = new_id()
 
     def start(self, parent: Any) -> None:
         """Start a thread for each executor of the worker's application."""
@@ -78,7 +84,12 @@ class Pump(bootsteps.StartStopStep):
         host: Host | None = None
         wake = threading.Event()
         self._wakes.append(wake)
-        failures, told_at = 0, 0.0
+        failures, told_at, on_watch = 0, 0.0, False
+
+        def roused() -> None:
+            if on_watch:
+                wake.set()
+
         while not self._stopping.is_set():
             try:
                 if host is None:
@@ -88,7 +99,7 @@ class Pump(bootsteps.StartStopStep):
                         return  # the executor was built again
                     load_modules(engine)
                     settle()
-                    host = Host(engine, whole(worker.app, "smqueue_wait_capacity", CAPACITY), wake.set)
+                    host = Host(engine, whole(worker.app, "smqueue_wait_capacity", CAPACITY), roused)
                     host.start()
                     self._hosts.append(host)
                     log.info("namespace %s: watching %d shard(s)", engine.namespace, len(keys))
@@ -97,7 +108,7 @@ class Pump(bootsteps.StartStopStep):
                     for keys in engine.executor.deployment.all_keys():
                         engine.driver.command("SET", keys.watched, "1", "EX", WATCHED_KEPT_S)
                 _tell_overruns(worker)
-                wait_s = self._round(engine, host)
+                wait_s, on_watch = self._round(engine, host)
                 if failures:
                     log.warning("namespace %s: Redis answers again", engine.namespace)
                 failures = 0
@@ -113,17 +124,18 @@ class Pump(bootsteps.StartStopStep):
             wake.wait(wait_s)
             wake.clear()
 
-    def _round(self, engine: Engine, host: Host) -> float:
-        """Look at each shard once; returns how long nothing is due, in seconds."""
-        wait_ms = LONGEST_S * 1000
+    def _round(self, engine: Engine, host: Host) -> tuple[float, bool]:
+        """Look at each shard once; returns how long nothing is due, in seconds, and whether it is on watch anywhere."""
+        wait_s, on_watch = LONGEST_S + ROTATED_S, False
         for keys in engine.executor.deployment.all_keys():
-            next_ms, hint, hosted = engine.driver.run(pump(keys, hosted=True))
-            if hint:
+            watch = engine.driver.run(pump(keys, hosted=True, caller=self._id))
+            if watch.hint:
                 engine.outbound.hint(keys.namespace, keys.shard)
-            if hosted and host.claim(keys):
-                next_ms = 0
-            wait_ms = min(wait_ms, max(next_ms, 5 if not hosted else 20))
-        return wait_ms / 1000
+            next_ms = 0 if watch.hosted and host.claim(keys) else watch.wait_ms
+            later_s = 0.0 if watch.mine else random.uniform(0, ROTATED_S)
+            wait_s = min(wait_s, max(next_ms, 20 if watch.hosted else 5) / 1000 + later_s)
+            on_watch = on_watch or watch.mine
+        return wait_s, on_watch
 
 
 def settle(**_: Any) -> None:

@@ -41,7 +41,19 @@ KINDS: dict[str, tuple[Make, int]] = {
     "children": (Keys.children, 1),
     "data": (Keys.data, 2),
 }
-FIXED = ("schedule", "hosted", "operations", "requests", "updates", "hint", "watched", "quarantine", "finished", "meta")
+FIXED = (
+    "schedule",
+    "hosted",
+    "operations",
+    "requests",
+    "updates",
+    "hint",
+    "watched",
+    "watch",
+    "quarantine",
+    "finished",
+    "meta",
+)
 
 
 @st.composite

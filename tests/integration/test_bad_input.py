@@ -163,7 +163,7 @@ def opened(op: str = "op", **state: Any) -> dict[str, Any]:
 
 def written(local: Local) -> dict[bytes, bytes]:
     """All that is stored, but answers and marks of clients' calls."""
-    passing = tuple(f"{local.keys().prefix}{kind}".encode() for kind in ("reply:", "marker:ask", "schedule", "watched"))
+    passing = tuple(f"{local.keys().prefix}{kind}".encode() for kind in ("reply:", "marker:ask", "schedule", "watch"))
     return {key: value for key, value in local.everything().items() if not key.startswith(passing)}
 
 
