@@ -66,6 +66,8 @@ Examples:
 @click.option("--no-peers", is_flag=True, help="Only ours.")
 @click.option("--rounds", type=click.IntRange(1), help="Of each measure; 5, and 1 with --quick.")
 @click.option("--clients", type=click.IntRange(1), default=50, show_default=True, help="Calls under way at a time.")
+@click.option("--client-processes", type=click.IntRange(1), default=2, show_default=True,
+              help="How many processes our clients are in; a peer's are in one.")  # fmt: skip
 @click.option("--pool", type=click.Choice(["solo", "threads", "prefork"]), default="solo", show_default=True,
               help="Of our workers.")  # fmt: skip
 @click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Of each of our workers.")
@@ -76,7 +78,8 @@ Examples:
               help="Where the results go; a table and a picture go beside it.")  # fmt: skip
 def main(
     quick: bool, tiny: bool, only: tuple[str, ...], only_list: bool, peers: tuple[str, ...], no_peers: bool,
-    rounds: int | None, clients: int, pool: str, concurrency: int, workers: int, cache: Path, results: Path | None,
+    rounds: int | None, clients: int, client_processes: int, pool: str, concurrency: int, workers: int, cache: Path,
+    results: Path | None,
 ) -> None:  # fmt: skip
     """Measure smqueue, the peers on the same work, and the floor, in one run.
 
@@ -91,14 +94,15 @@ def main(
     console, began = Console(stderr=True, highlight=False), time.monotonic()
     settings = Settings(
         sizes=TINY if tiny else QUICK if quick else FULL, rounds=rounds or (1 if quick or tiny else 5),
-        clients=clients, workers=Workers(workers, pool, concurrency), peers=() if no_peers else peers, cache=cache,
+        clients=clients, client_processes=client_processes, workers=Workers(workers, pool, concurrency),
+        peers=() if no_peers else peers, cache=cache,
     )  # fmt: skip
     whole = not (quick or tiny or no_peers) and set(only) == set(MEASURES) and set(peers) == set(ALL)
     path = results or ASIDE / "latest.json"
     about = {
         "at": datetime.now(UTC).date().isoformat(), "rounds": settings.rounds, "clients": clients,
-        "workers": str(settings.workers), "note": "" if whole else "; not the whole suite at full size",
-        "surroundings": surroundings(),
+        "client_processes": client_processes, "workers": str(settings.workers),
+        "note": "" if whole else "; not the whole suite at full size", "surroundings": surroundings(),
     }  # fmt: skip
     measured: dict[str, Measured] = {}
     what: dict[str, str] = {}

@@ -94,6 +94,7 @@ class Settings:
         sizes: How much is done.
         rounds: Of each measure; systems take turns within a round.
         clients: Calls under way at a time.
+        client_processes: How many of ours they are in; a peer's are in one.
         workers: Ours.
         peers: Names of the peers to run beside us.
         cache: Where peers are installed.
@@ -103,6 +104,7 @@ class Settings:
     sizes: Sizes = FULL
     rounds: int = 5
     clients: int = 50
+    client_processes: int = 2
     workers: Workers = field(default_factory=Workers)
     peers: tuple[str, ...] = ()
     cache: Path = Path("build/bench-peers")

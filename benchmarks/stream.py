@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -25,13 +25,14 @@ class Write(NamedTuple):
         data: The commands, packed.
         commands: How many.
         after: How many replies its connection had read when it was sent: what is asked for ahead is so again.
-        told: How many replies producers had read by then, in all: what a worker does rests on what they have done.
+        told: How many replies each producer's connection had read by then: what a worker does rests on what producers
+            have done.
     """
 
     data: bytes
     commands: int
     after: int
-    told: int
+    told: tuple[int, ...]
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Stream:
     """A recording, ready to be played.
 
     Attributes:
-        producers: The connections of the process that adds and signals.
+        producers: The connections of the processes that add and signal, in the order of ``Write.told``.
         workers: Those of all others.
         sent: Bytes written in the measured part.
         received: Bytes read in it.
@@ -68,31 +69,48 @@ class Stream:
 
 
 def stream_of(passed: Sequence[Passed], begin: bytes, end: bytes) -> Stream:
-    """Make sense of a recording; ``begin`` and ``end`` are what the producer echoed around the measured part."""
+    """Make sense of a recording.
+
+    Args:
+        passed: All of it.
+        begin: What a producer echoed before the measured part; behind it are the process ids of all producers.
+        end: What it echoed after that.
+    """
     began = next(one for one in passed if one.asked and begin in one.data)
     ended = next(one for one in passed if one.asked and end in one.data)
-    producer = began.pid
+    pids = {int(pid) for pid in began.data.partition(begin)[2].split()}
     lines: defaultdict[int, list[Passed]] = defaultdict(list)
     for one in passed:
         if one.at <= ended.at and one.line not in (began.line, ended.line):
             lines[one.line].append(one)
-    read = {line: _replies(some) for line, some in lines.items()}
-    told = sorted(at for line, times in read.items() if lines[line][0].pid == producer for at in times)
-    spoken = [one for line, some in lines.items() if (one := _spoken(some, read[line], told, began.at)) is not None]
+    read = {line: _replies(some) for line, some in lines.items() if not _listens(some)}
+    producers = [line for line in read if lines[line][0].pid in pids]
+    told = [read[line] for line in producers]
+    spoken = {line: _spoken(lines[line], times, told, began.at) for line, times in read.items()}
     inside = [one for some in lines.values() for one in some if one.at > began.at]
     names: Counter[str] = Counter()
-    for one in spoken:
-        reader = hiredis.Reader()
-        reader.feed(b"".join(write.data for write in one.measured))
-        while (command := reader.gets()) is not False:
-            names[cast("list[bytes]", command)[0].decode().upper()] += 1
+    for one in spoken.values():
+        names.update(command[0].decode().upper() for command in _commands(write.data for write in one.measured))
     return Stream(
-        [one for one in spoken if one.pid == producer],
-        [one for one in spoken if one.pid != producer],
+        [spoken[line] for line in producers],
+        [one for line, one in spoken.items() if line not in producers],
         sum(len(one.data) for one in inside if one.asked),
         sum(len(one.data) for one in inside if not one.asked),
         names,
     )
+
+
+def _commands(data: Iterable[bytes]) -> Iterator[list[bytes]]:
+    reader = hiredis.Reader()
+    for some in data:
+        reader.feed(some)
+        while (command := reader.gets()) is not False:
+            yield cast("list[bytes]", command)
+
+
+def _listens(passed: Sequence[Passed]) -> bool:
+    """Whether a connection is told what it did not ask for: that is not played."""
+    return any(command[0].upper() in PUBSUB for command in _commands(one.data for one in passed if one.asked))
 
 
 def _replies(passed: Sequence[Passed]) -> list[float]:
@@ -106,23 +124,20 @@ def _replies(passed: Sequence[Passed]) -> list[float]:
     return found
 
 
-def _spoken(passed: Sequence[Passed], read: Sequence[float], told: Sequence[float], began: float) -> Spoken | None:
-    """A connection's writes; ``None`` of one that only listens."""
+def _spoken(passed: Sequence[Passed], read: Sequence[float], told: Sequence[Sequence[float]], began: float) -> Spoken:
+    """A connection's writes."""
     spoken, reader, waiting = Spoken(passed[0].pid), hiredis.Reader(), list[list[bytes]]()
-    partial = False
     for one in passed:
         if not one.asked:
             continue
         reader.feed(one.data)
         while (command := reader.gets()) is not False:
             waiting.append(cast("list[bytes]", command))
-        partial = bool(reader.has_data())
-        if partial:
+        if reader.has_data():
             continue  # the rest of a large command follows
-        if any(command[0].upper() in PUBSUB for command in waiting):
-            return None
         data = b"".join(_packed(command) for command in waiting)
-        write = Write(data, len(waiting), bisect.bisect_left(read, one.at), bisect.bisect_left(told, one.at))
+        known = tuple(bisect.bisect_left(times, one.at) for times in told)
+        write = Write(data, len(waiting), bisect.bisect_left(read, one.at), known)
         (spoken.before if one.at < began else spoken.measured).append(write)
         waiting = []
     return spoken

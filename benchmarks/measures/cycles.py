@@ -27,7 +27,7 @@ P50_MS, P95_MS = 2.2, 3.0
 def measure(settings: Settings) -> Measured:
     """Run the systems in turns; one that has failed is not run again."""
     found, taken = Measured(), Taken()
-    ours = Ours(settings.workers)
+    ours = Ours(settings)
     found.versions[OURS] = ours.install(settings.cache)
     peers = list(_installed(settings, found))
     going = list(peers)
@@ -46,6 +46,10 @@ def measure(settings: Settings) -> Measured:
             else:
                 taken.theirs[peer.name].append((theirs, rate(mine)))
     taken.write(found, [ours, *peers])
+    told = f"{settings.clients} calls are under way at a time. Ours come from {settings.client_processes} processes "
+    told += "that share nothing; a peer's from one, for so its script is made, and with most its worker is in it. The "
+    told += "clock runs from the first start in any process. The latency is of one process with one call at a time."
+    found.notes.append(told)
     return found
 
 

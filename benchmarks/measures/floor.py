@@ -47,7 +47,7 @@ def measure(settings: Settings) -> Measured:
     stream = recorded(settings)
     settings.say(f"recorded {stream.names.total() / cycles:.1f} commands a cycle")
     found, ours, floor, committed = Measured(), list[float](), list[float](), list[float]()
-    system = Ours(settings.workers)
+    system = Ours(settings)
     for number in range(settings.rounds):
         took: dict[str, Any] = system.round(without_samples(settings))
         ours.append(took["cycles"] / took["seconds"])
@@ -64,7 +64,9 @@ def measure(settings: Settings) -> Measured:
     found.figures["stream.writes"] = figure("", stream.writes / cycles)
     found.figures["stream.sent"] = figure("bytes", stream.sent / cycles)
     found.figures["stream.received"] = figure("bytes", stream.received / cycles)
-    found.notes.append(f"{cycles:,} cycles were recorded; the proxy slows them down, so that groups may be larger.")
+    processes = [len({spoken.pid for spoken in some}) for some in (stream.producers, stream.workers)]
+    told = f"{cycles:,} cycles of {processes[0]} client and {processes[1]} worker processes were recorded"
+    found.notes.append(f"{told}; the proxy slows them down, so that groups may be larger.")
     often = [f"{name} {count / cycles:.1f}" for name, count in stream.names.most_common() if count >= cycles / 20]
     found.notes.append(f"Commands of a cycle: {', '.join(often)}.")
     return found
@@ -91,6 +93,6 @@ def recorded(settings: Settings) -> Stream:
                     "cycles": sizes.recorded, "clients": settings.clients, "samples": 0, "warm": sizes.warm,
                     "record": 1,
                 }  # fmt: skip
-                drive("recorded cycles", driver_of(stage), amount)
+                drive("recorded cycles", driver_of(stage, settings.client_processes), amount)
         passed = [Passed(*one) for one in pickle.loads(file.read_bytes())]
         return stream_of(passed, BEGIN.encode(), END.encode())

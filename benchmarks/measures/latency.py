@@ -3,7 +3,7 @@
 The loads are open: signals are meant to be sent at random instants (exponential gaps), whether or not earlier ones have
 been answered, and each latency counts from that instant until a message that the commit publishes is read. So a stall
 is felt by all that should have been sent meanwhile. Capacity is what signals and commits do in the same round, with all
-clients busy.
+clients busy. All clients are one process.
 """
 
 from __future__ import annotations

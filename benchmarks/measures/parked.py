@@ -44,6 +44,7 @@ def measure(settings: Settings) -> Measured:
                 next_ms(stage, hearing, f"warm-{stage.namespace}-{number}")
         add_all(few.executor, "waiting", [Awaiting(5)] * sizes.few)
         fill(settings, many, found)
+        few.connect().config_set("auto-aof-rewrite-percentage", 0)  # none begins while the next is measured
         few.settled()
         idle(settings, [few, many], found)
         beside(settings, few, many, hearing, found)
@@ -78,6 +79,7 @@ def idle(settings: Settings, stages: Sequence[Stage], found: Measured) -> None:
     """What is done while nothing happens."""
     state = stages[0].connect()
     processes = [process for stage in stages for process in stage.processes()]
+    workers = sum(len(stage.workers) for stage in stages)
     server = psutil.Process(state.info("server")["process_id"])
     rates: list[float] = []
     busy: list[float] = []
@@ -86,8 +88,8 @@ def idle(settings: Settings, stages: Sequence[Stage], found: Measured) -> None:
         commands, spent, served_s, began = calls(state), cpu_s(processes), cpu_s([server]), time.perf_counter()
         time.sleep(settings.sizes.idle_s)
         seconds = time.perf_counter() - began
-        rates.append((calls(state) - commands) / seconds / len(stages))
-        busy.append((cpu_s(processes) - spent) / seconds / len(stages) * 100)
+        rates.append((calls(state) - commands) / seconds / workers)
+        busy.append((cpu_s(processes) - spent) / seconds / workers * 100)
         served.append((cpu_s([server]) - served_s) / seconds * 100)
         settings.say(f"idle {number + 1}: {rates[-1]:.1f} commands/s, {busy[-1]:.2f} % CPU a worker")
     found.figures["idle.commands"] = figure("commands/s", *rates, most=MOST_COMMANDS)
@@ -99,7 +101,6 @@ def beside(settings: Settings, few: Stage, many: Stage, hearing: Hearing, found:
     """The next machine, in either namespace by turns."""
     medians: dict[tuple[str, str], list[float]] = {}
     for number in range(settings.rounds):
-        few.settled()
         took: dict[tuple[str, str], list[float]] = {}
         for sample in range(settings.sizes.paired):
             for stage in (few, many) if sample % 2 else (many, few):

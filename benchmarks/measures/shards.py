@@ -11,7 +11,7 @@ from collections.abc import Generator
 
 from benchmarks.figure import Absent, Measured, figure, ratios
 from benchmarks.measures.cycles import without_samples
-from benchmarks.settings import Settings, Workers
+from benchmarks.settings import Settings
 from benchmarks.systems.ours import Ours
 
 SHARDS = (1, 2, 4)
@@ -25,10 +25,10 @@ def measure(settings: Settings) -> Measured:
     found = Measured()
     for number in range(settings.rounds):
         for shards in SHARDS:
-            one_round(settings, Ours(settings.workers, shards), f"shards_{shards}", rates)
+            one_round(settings, Ours(settings, shards), f"shards_{shards}", rates)
         if "cluster" not in found.absent:
             try:
-                with cluster(settings.workers) as system:
+                with cluster(settings) as system:
                     one_round(settings, system, "cluster", rates)
             except (Absent, AssertionError, ImportError) as error:
                 found.absent["cluster"] = str(error)
@@ -49,11 +49,11 @@ def one_round(settings: Settings, system: Ours, name: str, rates: dict[str, list
 
 
 @contextlib.contextmanager
-def cluster(workers: Workers) -> Generator[Ours]:
+def cluster(settings: Settings) -> Generator[Ours]:
     """Three nodes, as durable as the single server is; the broker is a server of its own."""
     from tests.deployments import ValkeyCluster
 
     with ValkeyCluster() as nodes:
         for node in nodes.nodes:
             node.client.config_set("appendfsync", "everysec")
-        yield Ours(workers, NODES, nodes.url)
+        yield Ours(settings, NODES, nodes.url)

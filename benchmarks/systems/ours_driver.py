@@ -1,7 +1,7 @@
-"""The process of our clients: ``drive.py``'s cycle, and loads that do not wait for anybody.
+"""Drives our clients: ``drive.py``'s cycle, and loads that do not wait for anybody.
 
-Each client is a task of one event loop, on one ``executor.async_client()``. The end of many is a counter that handlers
-increment with their commit, looked at every 10 ms; the end of one a message that its commit publishes.
+Each client is a task of an event loop, on one ``executor.async_client()`` in each process. The end of many is a counter
+that handlers increment with their commit, looked at every 10 ms; the end of one a message that its commit publishes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import random
-import selectors
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,45 +20,15 @@ import redis
 import redis.asyncio
 
 from benchmarks.app import from_environment
-from benchmarks.machines import FINISHED, Awaiting, Watched, payment
+from benchmarks.machines import FINISHED, Watched
+from benchmarks.systems.clients import Crew, Orders, new_loop
 from benchmarks.systems.scripts.drive import Seen, arguments, cycle, drive, each, latency_ms
-from smqueue import Executor, State, StateMachine
+from smqueue import Executor
 
-LOOK_EVERY_S = 0.01
 BEGIN, END = "bench-begin", "bench-end"
-"""Echoed around the cycles whose command stream is recorded."""
+"""Echoed around the cycles whose command stream is recorded; the first with the process ids of all clients."""
 LATE_S = 60
 SHARES = (0.25, 0.5, 0.75)
-
-
-class Orders:
-    """The work, by an asyncio client."""
-
-    state: type[State] = Awaiting
-
-    def __init__(self, executor: Executor) -> None:
-        self._client = executor.async_client()
-        self._driver = executor.deployment.driver
-        self._counters = [keys.data("bench", FINISHED) for keys in executor.deployment.all_keys()]
-        self._before = 0
-
-    async def start(self, key: str) -> None:
-        """Add the machine."""
-        made: Any = self.state
-        await self._client.add([StateMachine(key, made(5))])
-
-    async def signal(self, key: str) -> None:
-        """Send the payment."""
-        await self._client.signal(key, payment, 5)
-
-    async def finished(self, keys: Sequence[str]) -> None:
-        """Look at the counter."""
-        wanted = self._before = self._before + len(keys)
-        while await asyncio.to_thread(self._count) < wanted:
-            await asyncio.sleep(LOOK_EVERY_S)
-
-    def _count(self) -> int:
-        return sum(int(self._driver.command("GET", counter) or 0) for counter in self._counters)
 
 
 class Watcher(Orders):
@@ -129,45 +98,52 @@ async def loads(executor: Executor, given: argparse.Namespace) -> dict[str, Any]
 async def recorded(executor: Executor, given: argparse.Namespace) -> dict[str, Any]:
     """Cycles between two marks."""
     orders = Orders(executor)
-    await cycle(orders, [f"w{n}" for n in range(given.warm)], given.clients)
-    with redis.Redis.from_url(given.url) as marks:
-        marks.echo(BEGIN)
-        took = await cycle(orders, [f"c{n}" for n in range(given.cycles)], given.clients)
+    with crew_of(given) as crew, redis.Redis.from_url(given.url) as marks:
+        await cycle(orders, [f"w{n}" for n in range(given.warm)], given.clients, crew.each)
+        marks.echo(" ".join([BEGIN, *map(str, crew.pids)]))
+        took = await cycle(orders, [f"c{n}" for n in range(given.cycles)], given.clients, crew.each)
         marks.echo(END)
     return took
 
 
 async def cycles(executor: Executor, given: argparse.Namespace) -> None:
-    """As every system, and what CPU time it took."""
+    """As every system, and what CPU time it took; the latency alone in this process."""
     watcher = await Watcher(executor, given.url).listen() if given.samples else None
-    await drive(Orders(executor), given, lone=watcher, around=Spent(given.url))
+    with crew_of(given) as crew:
+        await drive(Orders(executor), given, lone=watcher, around=Spent(given.url, crew.pids), spread=crew.each)
+
+
+def crew_of(given: argparse.Namespace) -> Crew:
+    """A process without a client would do nothing."""
+    return Crew(min(given.processes, given.clients))
 
 
 class Spent:
-    """CPU time of server, workers and this process: microseconds for each cycle."""
+    """CPU time of server, workers and clients: microseconds for each cycle."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, clients: Sequence[int]) -> None:
         self._server = redis.Redis.from_url(url)
-        pids = filter(None, os.environ.get("BENCH_PIDS", "").split(","))
-        self._workers = [psutil.Process(int(pid)) for pid in pids]
+        workers = filter(None, os.environ.get("BENCH_PIDS", "").split(","))
+        self._processes = {
+            "workers": [psutil.Process(int(pid)) for pid in workers],
+            "clients": [psutil.Process(pid) for pid in clients],
+        }
 
     def __call__(self) -> dict[str, float]:
         """So far, in seconds."""
         server: Any = self._server.info("cpu")
-        workers = [process.cpu_times() for process in self._workers]
-        return {
-            "server": server["used_cpu_user"] + server["used_cpu_sys"],
-            "workers": sum(times.user + times.system for times in workers),
-            "clients": time.process_time(),
-        }
+        spent = {"server": server["used_cpu_user"] + server["used_cpu_sys"]}
+        for name, processes in self._processes.items():
+            times = [process.cpu_times() for process in processes]
+            spent[name] = sum(one.user + one.system for one in times)
+        return spent
 
 
 def main() -> None:
-    """``URL [--load seconds | --record] …``: what ``drive.py`` takes, and what to do."""
-    given = arguments(("seconds", float), ("record", int))
+    """``URL [--processes N] [--seconds S | --record 1] …``: what ``drive.py`` takes, and what to do."""
+    given = arguments(("seconds", float), ("record", int), ("processes", int))
     _, executor = from_environment()
-    # Of select(): timeouts in µs. That of epoll is rounded up to whole milliseconds, which a load would be late by.
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         if given.seconds:
             print(json.dumps(runner.run(loads(executor, given))), flush=True)
         elif given.record:

@@ -49,7 +49,7 @@ class System(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    how: ClassVar[str]
+    how: str
     cycles: ClassVar[int]
     ratio: ClassVar[float | None] = None
 

@@ -184,7 +184,7 @@ def test_systems_take_turns_and_those_that_fail_are_reported(monkeypatch: pytest
         kinds.append(lambda name=name: peers[name])
         kinds[-1].name = name  # type: ignore[attr-defined]
     monkeypatch.setattr(cycles, "PEERS", kinds)
-    monkeypatch.setattr(cycles, "Ours", lambda workers: ours)
+    monkeypatch.setattr(cycles, "Ours", lambda settings: ours)
     found = cycles.measure(Settings(rounds=2, peers=tuple(peers), say=lambda text: None))
     assert ran == ["ours", "fast", "ours", "slow", "ours", "weak", "ours", "fast", "ours", "slow"]
     assert found.absent == {"NONE": "there is none", "WEAK": "it fell over"}
@@ -225,7 +225,7 @@ def test_a_page_that_asks_for_no_figure_is_refused(path: str) -> None:
 
 
 def a_recording() -> list[Passed]:
-    """Of a producer (1) on line 1 and a worker (2) on line 2, and one that listens; line 9 has the marks."""
+    """Of producers (1 and 4) on lines 1 and 4, a worker (2) on line 2, and one that listens; line 9 has the marks."""
 
     def asked(at: float, pid: int, line: int, data: bytes) -> Passed:
         return Passed(at, pid, line, True, data)
@@ -237,28 +237,33 @@ def a_recording() -> list[Passed]:
         asked(0, 1, 1, b"*1\r\n$4\r\nPING\r\n"),
         told(1, 1, 1, b"+PONG\r\n"),
         asked(1, 2, 3, b"*2\r\n$9\r\nSUBSCRIBE\r\n$1\r\na\r\n"),
-        asked(2, 1, 9, b"*2\r\n$4\r\nECHO\r\n$5\r\nbegin\r\n"),
+        asked(2, 1, 9, b"*2\r\n$4\r\nECHO\r\n$9\r\nbegin 1 4\r\n"),
         asked(
             3, 1, 1, b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n*2\r\n$3\r\nGET\r\n$1\r\n"
         ),  # the rest of the second one follows
         asked(4, 1, 1, b"b\r\n"),
         asked(5, 1, 1, b"*2\r\n$3\r\nGET\r\n$1\r\nc\r\n"),  # before the answers to the two
         told(6, 1, 1, b"$1\r\n1\r\n"),
+        asked(6, 4, 4, b"*1\r\n$4\r\nPING\r\n"),
         asked(7, 2, 2, b"*4\r\n$5\r\nBRPOP\r\n$1\r\nq\r\n$1\r\nr\r\n$1\r\n1\r\n"),
         told(8, 1, 1, b"$1\r\n2\r\n$1\r\n3\r\n"),
+        told(8, 4, 4, b"+PONG\r\n"),
+        asked(8.5, 2, 2, b"*2\r\n$3\r\nGET\r\n$1\r\nr\r\n"),
         asked(9, 1, 9, b"*2\r\n$4\r\nECHO\r\n$3\r\nend\r\n"),
         asked(10, 1, 1, b"*1\r\n$4\r\nQUIT\r\n"),
     ]
 
 
 def test_a_recorded_stream_keeps_what_was_written_together_and_after_what() -> None:
-    """A command that came in two parts is whole; what was asked ahead is, and how far producers were is known."""
+    """A command that came in two parts is whole; what was asked ahead is, and how far each producer was is known."""
     stream = stream_of(a_recording(), b"begin", b"end")
-    (producer,), (worker,) = stream.producers, stream.workers
+    (producer, other), (worker,) = stream.producers, stream.workers
     assert [(write.commands, write.after) for write in producer.before] == [(1, 0)]
     assert [(write.commands, write.after) for write in producer.measured] == [(2, 1), (1, 1)]
-    assert [(write.data, write.told) for write in worker.measured] == [(b"*2\r\n$4\r\nRPOP\r\n$1\r\nq\r\n", 2)]
-    assert (stream.writes, stream.names) == (3, {"GET": 3, "RPOP": 1})
+    assert (other.pid, [write.commands for write in other.measured]) == (4, [1])
+    taken = b"*2\r\n$4\r\nRPOP\r\n$1\r\nq\r\n"
+    assert [(write.data == taken, write.told) for write in worker.measured] == [(True, (2, 0)), (False, (4, 1))]
+    assert (stream.writes, stream.names) == (5, {"GET": 4, "PING": 1, "RPOP": 1})
 
 
 def test_a_peer_that_fails_says_why_in_one_line() -> None:

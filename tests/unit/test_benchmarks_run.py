@@ -13,8 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pytest
 
+from benchmarks.settings import Workers
+from benchmarks.stage import Stage
+from benchmarks.systems.clients import Crew, Orders
 from benchmarks.systems.scripts import drive
+from smqueue import Executor
+from smqueue.errors import StateAlreadyExists
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +55,8 @@ def test_a_run_writes_results_table_and_picture(tmp_path: Path) -> None:
     assert floor["floor.rate"]["median"] > 0
     assert floor["floor.committed"]["met"], "what is played bare has to do the work"
     assert floor["stream.commands"]["median"] > 5, "a cycle is more than a handful of commands"
+    assert "of 2 client and 1 worker processes" in data["measures"]["floor"]["notes"][0]
+    assert "50 clients in 2 processes" in data["measures"]["cycles"]["notes"][0]
     texts = [results.with_suffix(suffix).read_text() for suffix in (".json", ".md", ".svg")]
     assert "| smqueue |" in texts[1]
     assert "<svg" in texts[2]
@@ -106,3 +114,27 @@ def test_the_driver_starts_all_then_signals_all() -> None:
     assert most == 3
     assert order == ["start"] * 20 + ["signal"] * 20
     assert took["seconds"] >= took["start_s"] + took["finish_s"] - 1e-6
+
+
+def test_all_client_processes_have_done_their_share_when_a_half_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each machine is started once, by one of three processes; so none is signalled before the last is started.
+
+    What one of the others fails with is raised here.
+    """
+
+    async def run(crew: Crew, executor: Executor) -> None:
+        orders = Orders(executor)
+        for some in (names[:7], names[7:]):
+            await crew.each(orders.start, some, 7)
+            waiting = {machine.operation_id for machine, _ in executor.get_active_states(module="bench")}
+            assert waiting == set(names[: names.index(some[-1]) + 1])
+        with pytest.raises(StateAlreadyExists):
+            await crew.each(orders.start, ["new", names[0]], 3)
+
+    names = [f"m{number}" for number in range(20)]
+    with Stage(Workers(count=0)) as stage:
+        for name, value in stage.env.items():
+            monkeypatch.setenv(name, value)
+        with Crew(3) as crew:
+            assert len(set(crew.pids)) == 3
+            asyncio.run(run(crew, stage.executor))

@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+Spread = Callable[[Callable[[str], Awaitable[Any]], Sequence[str], int], Awaitable[None]]
+"""Calls for each key, with so many calls under way."""
 TIMEOUT_S = 1800.0
 """What a machine waits for at most: the work's 30 minutes."""
 SETTLE_S = 0.05
@@ -49,13 +51,13 @@ async def each(call: Callable[[T], Awaitable[Any]], items: Iterable[T], clients:
     await asyncio.gather(*[client() for _ in range(clients)])
 
 
-async def cycle(subject: Subject, keys: Sequence[str], clients: int) -> dict[str, float]:
-    """Seconds from the first start to the last finish, and of both halves."""
+async def cycle(subject: Subject, keys: Sequence[str], clients: int, spread: Spread = each) -> dict[str, float]:
+    """Seconds from the first start to the last finish, and of both halves. ``spread`` makes the calls of each half."""
     began = time.perf_counter()
-    await each(subject.start, keys, clients)
+    await spread(subject.start, keys, clients)
     started = time.perf_counter()
     seen = asyncio.ensure_future(subject.finished(keys))
-    await each(subject.signal, keys, clients)
+    await spread(subject.signal, keys, clients)
     signalled = time.perf_counter()
     await seen
     ended = time.perf_counter()
@@ -79,7 +81,7 @@ async def latency_ms(subject: Subject, keys: Sequence[str]) -> list[float]:
 
 async def drive(
     subject: Subject, given: argparse.Namespace, lone: Subject | None = None,
-    around: Callable[[], dict[str, float]] | None = None,
+    around: Callable[[], dict[str, float]] | None = None, spread: Spread = each,
 ) -> None:  # fmt: skip
     """Warm up, measure, and print the figures as one line of JSON.
 
@@ -88,11 +90,12 @@ async def drive(
         given: How much.
         lone: What is driven one at a time, when that is seen finished in another way.
         around: Asked before and after the cycles for seconds that have been spent, by name.
+        spread: How the calls of the cycles are made.
     """
-    await cycle(subject, [f"w{n}" for n in range(given.warm)], given.clients)
+    await cycle(subject, [f"w{n}" for n in range(given.warm)], given.clients, spread)
     before = around() if around else {}
     figures: dict[str, Any] = {"cycles": given.cycles}
-    figures |= await cycle(subject, [f"c{n}" for n in range(given.cycles)], given.clients)
+    figures |= await cycle(subject, [f"c{n}" for n in range(given.cycles)], given.clients, spread)
     after = around() if around else {}
     figures["spent_us"] = {name: (after[name] - before[name]) / given.cycles * 1e6 for name in before}
     figures["latency_ms"] = await latency_ms(lone or subject, [f"l{n}" for n in range(given.samples)])
