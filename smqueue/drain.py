@@ -66,19 +66,16 @@ class Drain:
         until, moved, hinted = time.monotonic() + DRAIN_S, 0, False
         while True:
             due = self.driver.run(claim(self.keys, self.instances, self._batch))
+            if not due.found:
+                return moved
             if due.more and not hinted:  # more than one claim: another worker may help
                 self.outbound.hint(self.keys.namespace, self.keys.shard)
                 hinted = True
             moved += self._handle(due)
-            if not due.more and not self._any(due) and not self.driver.run(runs.drained(self.keys)):
-                return moved
             if time.monotonic() > until:
                 if not hinted:  # one for one: two would double with every drain, for as long as there is enough to do
                     self.outbound.hint(self.keys.namespace, self.keys.shard)
                 return moved
-
-    def _any(self, due: Due) -> bool:
-        return bool(due.machines or due.doubtful or due.triggers or due.unreadable or due.other)
 
     def _handle(self, due: Due) -> int:
         moved = self._move(due)

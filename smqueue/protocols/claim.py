@@ -89,6 +89,8 @@ class Due(NamedTuple):
     """What one claim brought."""
 
     now_us: int
+    found: int
+    """How many entries were due."""
     more: bool
     """Whether the claim was filled: there may be more."""
     watched: bool
@@ -104,7 +106,8 @@ def claim(keys: Keys, instances: Instances, count: int, schedule: str | None = N
     """Lease up to ``count`` due entries of a schedule, and read their records; 1 round trip.
 
     Timers need no step of their own: whether a deadline has passed is read from the record. Entries of triggers are
-    re-scored to when their task is to be sent again.
+    re-scored to when their task is to be sent again. A drain for which nothing is due is over: the same script clears
+    the flag that says a hint is under way.
     """
     chosen = schedule or keys.schedule
 
@@ -113,7 +116,8 @@ def claim(keys: Keys, instances: Instances, count: int, schedule: str | None = N
 
     prefixes = (keys.machine_prefix, keys.race_prefix, keys.active_prefix)
     args = (*prefixes, count, LEASE_MS, PARK_MS, RESEND_MS, token)
-    return (yield from call("claim", (chosen, keys.quarantine, keys.watched), args, parse))
+    names = (chosen, keys.quarantine, keys.watched, *([keys.hint] if schedule is None else []))
+    return (yield from call("claim", names, args, parse))
 
 
 class Watch(NamedTuple):
@@ -140,7 +144,8 @@ def pump(keys: Keys, hosted: bool, caller: str = "") -> Steps[Watch]:
 
 
 def _due(instances: Instances, reply: Any, count: int) -> Due:
-    due = Due(int(reply[0]), int(reply[1]) >= count, bool(reply[2]), [], [], [], [], [])
+    found = int(reply[1])
+    due = Due(int(reply[0]), found, found >= count, bool(reply[2]), [], [], [], [], [])
     for row in reply[3]:
         if len(row) == 1:
             due.other.append(text(row[0]))

@@ -124,11 +124,6 @@ def hold(keys: Keys, entry: str, control: str) -> Steps[None]:
     return (yield from call("hold", (keys.schedule, control, keys.held(control)), args, lambda _: None))
 
 
-def drained(keys: Keys) -> Steps[bool]:
-    """A drain has found nothing more; 1 round trip. Returns whether something has fallen due meanwhile."""
-    return (yield from call("drained", (keys.hint, keys.schedule), (), bool))
-
-
 def peek(keys: Keys, instances: Instances, entry: str) -> Steps[Armed | None]:
     """What a trigger is armed with, without claiming it; ``None`` when its arming is over; 2 round trips."""
     record, arming, _ = entry.split(":", 2)

@@ -1,5 +1,5 @@
 -- claim: lease due entries, and read what they need. Claiming re-scores an entry; only a commit removes it.
--- KEYS  schedule (or hosted), quarantine, watched
+-- KEYS  schedule (or hosted), quarantine, watched[, hint: cleared when nothing is due, for then its drain is over]
 -- ARGV  machine prefix, race prefix, active prefix, count, lease ms, park ms, resend ms, token of the host or ''
 -- Returns {now µs, how many were due, 1 when watched, {row, ..}}; a row is {entry, machine, race, active} for a race that
 -- is decided or for a trigger's code that is to run, or {entry} for other work. A cell that is unreadable is nil. The race
@@ -62,4 +62,5 @@ for i, entry in ipairs(due) do
   if wait then redis.call('ZADD', KEYS[1], now + wait, entry) else redis.call('ZREM', KEYS[1], entry) end
   rows[#rows + 1] = row
 end
+if #due == 0 and KEYS[4] then redis.call('DEL', KEYS[4]) end
 return {string.format('%.0f', now_us), #due, redis.call('EXISTS', KEYS[3]), rows}

@@ -343,10 +343,10 @@ def test_what_a_redirection_is_to_a_protocol(local: Local, cluster: ValkeyCluste
     conflict, and everything else a lost reply: the protocol looks again."""
     keys, driver = local.keys(), local.driver
     read, write = Read((keys.meta,), (("GET", keys.hint),)), Commit((("SET", keys.hint, "1"),))
-    call = Call("drained", (keys.hint, keys.schedule), ())
+    call = Call("pump", (keys.hint, keys.schedule, keys.watch, keys.roused), ("1000", "me", "1000"))
     assert driver.run(_two(read, None, cluster.move, keys)) == [None]
     assert driver.run(_two(write, None, cluster.move, keys)) == [b"OK"]
-    assert driver.run(_two(call, None, cluster.move, keys)) == 0
+    assert driver.run(_two(call, None, cluster.move, keys))[3] == 1
     assert driver.run(_two(read, read, cluster.move, keys)) is LostReply
     assert driver.run(_two(write, read, cluster.move, keys)) is None
     assert driver.run(_two(call, read, cluster.move, keys)) is LostReply

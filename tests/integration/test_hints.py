@@ -8,7 +8,7 @@ import pytest
 
 from smqueue import Module, State, StateMachine, Transaction, now
 from smqueue import drain as draining
-from smqueue.protocols.claim import pump
+from smqueue.protocols.claim import claim, pump
 from tests.inprocess import Local, Play
 
 hinted = Module("hinted", handler_timeout=timedelta(seconds=5))
@@ -51,6 +51,21 @@ def test_the_pump_trusts_a_young_flag(local: Local) -> None:
     local.add("op", Due(1))
     local.redis.set(local.keys().hint, "1", px=1_000)
     assert local.driver.run(pump(local.keys(), hosted=False)).hint is False
+
+
+def test_the_claim_that_finds_nothing_ends_the_drain(local: Local) -> None:
+    """The flag of the hint stands for as long as something is due, and is gone with the drain, in the script that saw
+    that nothing is: whatever falls due after that sends a hint of its own. (semantics 29)"""
+    keys = local.keys()
+    local.add("op", Due(1))
+    local.redis.set(keys.hint, "1", px=60_000)
+    assert local.driver.run(claim(keys, local.instances, 10)).found == 1
+    assert local.redis.exists(keys.hint)
+    assert local.driver.run(claim(keys, local.instances, 10)).found == 0  # it is leased
+    assert not local.redis.exists(keys.hint)
+    local.redis.set(keys.hint, "1", px=60_000)
+    assert local.driver.run(claim(keys, local.instances, 10, keys.hosted)).found == 0
+    assert local.redis.exists(keys.hint)
 
 
 def test_a_drain_sends_one_hint_for_one(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:

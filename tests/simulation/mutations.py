@@ -171,8 +171,6 @@ MUTATIONS = [
              ("signal_end", "attempt")),
     Mutation("an outcome is recorded after the deadline", scripted("*", (IN_TIME, "")), "waiting",
              ("signal_end", "deadline_passes")),
-    Mutation("a drain does not look again", scripted("drained", ("> 0 and 1 or 0", "> 9999 and 1 or 0")), "hinted",
-             ("signal_end", "drain")),
     Mutation("an add does not recognise its own commit", all_of(
              replaced("smqueue.protocols.autocommit._applied", _never),
              replaced("smqueue.standing.Standing.made", None)), "empty", ("add", "pump"), 1),
