@@ -50,7 +50,7 @@ def time_limit(what: str, seconds: float) -> Generator[None]:
     Raises:
         HandlerTimeout: In the block, when its time is up.
     """
-    if threading.current_thread() is not threading.main_thread() or _patched():
+    if not _interruptible():
         running = Overrun(what, seconds, time.monotonic())
         _running.add(running)
         try:
@@ -59,16 +59,44 @@ def time_limit(what: str, seconds: float) -> Generator[None]:
             _running.discard(running)
         return
 
-    def alarm(_signal: int, _frame: Any) -> None:
-        raise HandlerTimeout(what, seconds)
+    with alarms():
+        _limited.append((what, seconds))
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _limited.pop()
 
-    before = signal.signal(signal.SIGALRM, alarm)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+@contextmanager
+def alarms() -> Generator[None]:
+    """Take SIGALRM for all limits of the block: to take it for each costs more than a small handler's run."""
+    global _taken
+    if _taken or not _interruptible():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _alarm)
+    _taken = True
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _taken = False
         signal.signal(signal.SIGALRM, before)
+
+
+_taken = False
+_limited: list[tuple[str, float]] = []
+"""What the main thread is running, and for how many seconds it may."""
+
+
+def _alarm(_signal: int, _frame: Any) -> None:
+    if _limited:
+        raise HandlerTimeout(*_limited[-1])
+
+
+def _interruptible() -> bool:
+    return threading.current_thread() is threading.main_thread() and not _patched()
 
 
 def _patched() -> bool:

@@ -25,6 +25,8 @@ from smqueue import StateMachine
 
 MOST_BYTES, MOST_COMMANDS, MOST_RATIO, MOST_GROWN = 650, 20, 1.2, 5
 """Goals: bytes a machine; commands/s an idle worker; times as long as beside the few; MiB that a worker grows by."""
+INTERLEAVED = 5
+"""Rounds of the next machine, at least: they take seconds, while the many take minutes."""
 LIMIT_S = 60
 WARM = 50
 TELL_EVERY = 100_000
@@ -100,7 +102,7 @@ def idle(settings: Settings, stages: Sequence[Stage], found: Measured) -> None:
 def beside(settings: Settings, few: Stage, many: Stage, hearing: Hearing, found: Measured) -> None:
     """The next machine, in either namespace by turns."""
     medians: dict[tuple[str, str], list[float]] = {}
-    for number in range(settings.rounds):
+    for number in range(max(settings.rounds, INTERLEAVED)):
         took: dict[tuple[str, str], list[float]] = {}
         for sample in range(settings.sizes.paired):
             for stage in (few, many) if sample % 2 else (many, few):

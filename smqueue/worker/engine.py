@@ -17,7 +17,7 @@ from smqueue.executor import Executor
 from smqueue.instances import Instances
 from smqueue.keys import Keys
 from smqueue.leases import Leases
-from smqueue.limits import time_limit
+from smqueue.limits import alarms, time_limit
 from smqueue.schemas import HIDDEN
 from smqueue.worker.outbound import CeleryOutbound
 
@@ -72,7 +72,8 @@ class Engine:
         drains: dict[int, Drain] = self._local.__dict__.setdefault("drains", {})
         if shard not in drains:
             drains[shard] = Drain(self.driver, self.keys(shard), self.instances, self.leases, self.outbound)
-        return drains[shard].run()
+        with alarms():
+            return drains[shard].run()
 
     def run_async(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine to its end: on the hosting loop if this process has one, else on one of its own."""
