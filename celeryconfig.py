@@ -19,8 +19,6 @@ import os
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from kombu.entity import Queue
-
 
 def _broker_beside(state_url: str) -> str:
     """The database of the state, as Celery spells it: only Unix sockets are spelled otherwise than by redis-py."""
@@ -58,20 +56,11 @@ broker_url = _verified(os.environ.get("CELERY_BROKER_URL") or _broker_beside(smq
 # Celery's own name: a producer in another language, or one that knows only the broker's address, sends here.
 task_default_queue = "celery"
 
-# A plain `celery -A workers worker` consumes task_default_queue, so that is where both go. Named apart they can be
-# scaled apart: set both variables, everywhere, and run `worker -Q` for each queue, as docker-compose.yml does. A queue
-# that no worker consumes stands still without an error.
+# A plain `celery -A workers worker` consumes task_default_queue and nothing else, so that is where both go. Named apart
+# they can be scaled apart: set both variables, everywhere, and run `worker -Q` for each queue, as docker-compose.yml
+# does. A queue that no worker consumes stands still without an error.
 smqueue_trigger_queue = os.environ.get("SMQUEUE_TRIGGER_QUEUE") or task_default_queue
 smqueue_transition_queue = os.environ.get("SMQUEUE_TRANSITION_QUEUE") or task_default_queue
-
-# Messages to transitions alone need no acknowledgement, which costs two round trips before a handler runs: what is lost
-# with its worker is sent again within a second. So a queue of their own has none (send no task of yours there), and a
-# plain worker consumes all of these.
-_apart = smqueue_transition_queue not in {task_default_queue, smqueue_trigger_queue}
-_names = dict.fromkeys([task_default_queue, smqueue_trigger_queue, smqueue_transition_queue])
-task_queues = (
-    [Queue(name, routing_key=name, no_ack=name == smqueue_transition_queue) for name in _names] if _apart else None
-)
 
 # --- the life of a message -------------------------------------------------------------------------------------------
 

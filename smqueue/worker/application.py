@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from celery import Celery
-from kombu.entity import Queue
 
 from smqueue.builder import ExecutorBuilder
 from smqueue.deployment import DEFAULT_NAMESPACE
@@ -44,9 +43,6 @@ def verified(broker: str) -> str:
 def settings(url: str, namespace: str, broker: str) -> dict[str, Any]:
     """The settings of the default application. ``celeryconfig.py`` has the same, each with its reason and unit."""
     queue = "celery"
-    triggers = os.environ.get("SMQUEUE_TRIGGER_QUEUE") or queue
-    transitions = os.environ.get("SMQUEUE_TRANSITION_QUEUE") or queue
-    apart, names = transitions not in {queue, triggers}, dict.fromkeys([queue, triggers, transitions])
     redis_options: dict[str, Any] = {
         "visibility_timeout": 3600,
         "unacked_key": "smqueue.unacked",
@@ -67,9 +63,8 @@ def settings(url: str, namespace: str, broker: str) -> dict[str, Any]:
         "smqueue_shards": 1,
         "broker_url": verified(broker),
         "task_default_queue": queue,
-        "smqueue_trigger_queue": triggers,
-        "smqueue_transition_queue": transitions,
-        "task_queues": [Queue(name, routing_key=name, no_ack=name == transitions) for name in names] if apart else None,
+        "smqueue_trigger_queue": os.environ.get("SMQUEUE_TRIGGER_QUEUE") or queue,
+        "smqueue_transition_queue": os.environ.get("SMQUEUE_TRANSITION_QUEUE") or queue,
         "task_acks_late": True,
         "task_reject_on_worker_lost": False,
         "task_retry_on_worker_lost": False,
