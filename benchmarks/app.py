@@ -1,4 +1,4 @@
-"""The Celery application of the measured workers, as we recommend it: ``celeryconfig.py``, and queues apart."""
+"""The Celery application of the measured workers, with the settings that we recommend: ``celeryconfig.py``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 
 from celery import Celery
 from celery.signals import worker_ready
-from kombu.entity import Queue
 
 from benchmarks.machines import bench, connect
 from smqueue import Executor, ExecutorBuilder
@@ -19,12 +18,11 @@ SHARDS_VARIABLE, POLLED_VARIABLE = "BENCH_SHARDS", "BENCH_POLLED_URL"
 
 def build(url: str, broker: str, namespace: str = NAMESPACE, shards: int = 1) -> tuple[Celery, Executor]:
     """An application and its executor, for the state and the broker at these addresses."""
-    app, apart = Celery("bench", set_as_current=False), f"{namespace}.transitions"
+    app = Celery("bench", set_as_current=False)
     app.config_from_object("celeryconfig")
     app.conf.update(
         smqueue_url=url, smqueue_namespace=namespace, smqueue_shards=shards, broker_url=broker,
-        task_default_queue=namespace, smqueue_trigger_queue=namespace, smqueue_transition_queue=apart,
-        task_queues=[Queue(namespace, routing_key=namespace), Queue(apart, routing_key=apart, no_ack=True)],
+        task_default_queue=namespace, smqueue_trigger_queue=namespace, smqueue_transition_queue=namespace,
     )  # fmt: skip
     return app, ExecutorBuilder().with_module("bench", bench, context=connect).build(app)
 

@@ -60,13 +60,16 @@ def time_limit(what: str, seconds: float) -> Generator[None]:
         return
 
     with alarms():
+        depth = len(_limited)
         _limited.append((what, seconds))
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
-            yield
+            try:
+                yield
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            _limited.pop()
+            del _limited[depth:]  # though the alarm came just now
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from smqueue.protocols.arming import (
     step_entry,
     wait_of,
 )  # fmt: skip
-from smqueue.protocols.bounds import HINT_MS, LEASE_MS
+from smqueue.protocols.bounds import HINT_MS, LEASE_MS, WATCH_MS
 from smqueue.protocols.decide import Look
 from smqueue.protocols.spawn import buffered
 from smqueue.records import Active, Armed, Machine, compact
@@ -253,6 +253,6 @@ def retry(
 
 
 def _again(keys: Keys, entry: str, code: Sequence[str] = ()) -> Steps[tuple[bool, bool]]:
-    names = (keys.quarantine, keys.schedule, keys.hint, keys.hosted)
-    args = (keys.race_prefix, entry, HINT_MS, *code)
+    names = (keys.quarantine, keys.schedule, keys.hint, keys.hosted, keys.roused, keys.wake)
+    args = (keys.race_prefix, entry, HINT_MS, WATCH_MS, *code)
     return (yield from call("retry", names, args, lambda r: (bool(r[0]), bool(r[1]))))

@@ -1,7 +1,7 @@
 -- ask: a client without machine code asks a worker; repeating it changes nothing.
 -- KEYS  requests, schedule, hint, marker, wake
 -- ARGV  item, hint ms, marker s, how many requests may wait
--- Returns 1, or 0 when so many wait already; the doorbell rings for the workers' pumps when no hint is under way
+-- Returns 1, or 0 when so many wait already; it rings for the pump on watch
 if redis.call('EXISTS', KEYS[4]) == 0 and redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[4]) then return 0 end
 if redis.call('SET', KEYS[4], '1', 'NX', 'EX', ARGV[3]) then
   redis.call('RPUSH', KEYS[1], ARGV[1])

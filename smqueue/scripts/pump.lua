@@ -3,8 +3,12 @@
 -- KEYS  hint, schedule, watch, roused[, hosted]
 -- ARGV  life of the hint's flag ms, the caller, how long a watch lasts ms
 -- Returns {ms until it is to look again, 1 to send a hint, 1 when a hosted entry is due, 1 when it is on watch}
-if not redis.call('SET', KEYS[3], ARGV[2], 'NX', 'PX', ARGV[3]) and redis.call('GET', KEYS[3]) ~= ARGV[2] then
-  return {math.max(1, redis.call('PTTL', KEYS[3])), 0, 0, 0}
+local holder, ends = (redis.call('GET', KEYS[3]) or ''):match('^(%S*) (%d+)$')
+local left = ends and tonumber(ends) - now or 0
+if left <= 0 or left > tonumber(ARGV[3]) then  -- it is over; or the clock was set back
+  redis.call('SET', KEYS[3], ARGV[2] .. string.format(' %.0f', now + ARGV[3]), 'PX', ARGV[3])
+elseif holder ~= ARGV[2] then
+  return {left, 0, 0, 0}
 end
 redis.call('DEL', KEYS[4])  -- whatever is armed sooner from now on rings again
 
@@ -22,7 +26,7 @@ if wait == 0 then
     redis.call('SET', KEYS[1], 'pump', 'PX', ARGV[1])  -- those who set it may be cut off from the broker
     send = 1
   end
-  wait = tonumber(ARGV[1])
+  wait = 250  -- the hint may be lost, and something else fall due meanwhile
 end
 if KEYS[5] then
   local hosted = next_in(KEYS[5])

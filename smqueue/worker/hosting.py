@@ -57,7 +57,7 @@ class Host:
     Args:
         engine: Whose triggers.
         capacity: How many may be pending here.
-        wake: Called, on the loop, when a client without a broker rings for the pump.
+        wake: Called, on the loop, when somebody rings for the pump.
     """
 
     def __init__(self, engine: Engine, capacity: int, wake: Callable[[], None]) -> None:
@@ -92,10 +92,14 @@ class Host:
     def __len__(self) -> int:
         return len(self._hosted)
 
+    @property
+    def room(self) -> int:
+        """How many more may be pending here."""
+        return self._capacity - len(self._hosted)
+
     def claim(self, keys: Keys) -> bool:
         """Take over what is due; called by the pump's thread. Returns whether there may be more."""
-        room = min(CLAIM, self._capacity - len(self._hosted))
-        if room <= 0:
+        if (room := min(CLAIM, self.room)) <= 0:
             return False
         token = new_id()
         due = self._engine.driver.run(claim(keys, self._engine.instances, room, keys.hosted, token))
@@ -195,6 +199,8 @@ class Host:
 
     def _confirmed(self, channel: str) -> None:
         """The server has confirmed a subscription: say so where ``explain`` looks."""
+        if channel in self._wakers:
+            self._wake()  # what has rung until now went unheard
         leases = [one.lease for one in self._listeners.get(channel, {}).values()]
         if leases:
             self._records.submit(self._renew, leases)

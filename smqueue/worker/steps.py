@@ -28,9 +28,9 @@ from smqueue.worker.settings import queue_of, whole
 log = logging.getLogger("smqueue.worker")
 
 LONGEST_S = WATCH_MS / 1000
-"""The pump looks at least this often: what falls due sooner rings for it."""
+"""The pump looks about this often: what falls due sooner rings for it."""
 ROTATED_S = 0.05
-"""A watch is left to others for so long, or one process would host all that waits."""
+"""A watch that is over is left to others for so long, or one process would host all that waits."""
 WATCHED_S = 1.0
 WATCHED_KEPT_S = 5
 BACK_OFF = Retry(base=timedelta(milliseconds=200), cap=timedelta(seconds=2))
@@ -108,6 +108,7 @@ class Pump(bootsteps.StartStopStep):
                     for keys in engine.executor.deployment.all_keys():
                         engine.driver.command("SET", keys.watched, "1", "EX", WATCHED_KEPT_S)
                 _tell_overruns(worker)
+                on_watch = True  # what rings while it looks is looked at again
                 wait_s, on_watch = self._round(engine, host)
                 if failures:
                     log.warning("namespace %s: Redis answers again", engine.namespace)
@@ -128,7 +129,7 @@ class Pump(bootsteps.StartStopStep):
         """Look at each shard once; returns how long nothing is due, in seconds, and whether it is on watch anywhere."""
         wait_s, on_watch = LONGEST_S + ROTATED_S, False
         for keys in engine.executor.deployment.all_keys():
-            watch = engine.driver.run(pump(keys, hosted=True, caller=self._id))
+            watch = engine.driver.run(pump(keys, hosted=host.room > 0, caller=self._id))
             if watch.hint:
                 engine.outbound.hint(keys.namespace, keys.shard)
             next_ms = 0 if watch.hosted and host.claim(keys) else watch.wait_ms

@@ -50,6 +50,7 @@ FIXED = (
     "hint",
     "watched",
     "watch",
+    "roused",
     "quarantine",
     "finished",
     "meta",

@@ -163,8 +163,12 @@ def opened(op: str = "op", **state: Any) -> dict[str, Any]:
 
 def written(local: Local) -> dict[bytes, bytes]:
     """All that is stored, but answers and marks of clients' calls."""
-    passing = tuple(f"{local.keys().prefix}{kind}".encode() for kind in ("reply:", "marker:ask", "schedule", "watch"))
-    return {key: value for key, value in local.everything().items() if not key.startswith(passing)}
+    keys = local.keys()
+    passing = tuple(
+        f"{keys.prefix}{kind}".encode() for kind in ("reply:", "marker:ask", "schedule", "watched", "roused")
+    )
+    found = {key: value for key, value in local.everything().items() if not key.startswith(passing)}
+    return {key: value for key, value in found.items() if key != keys.watch.encode()}
 
 
 # --- 1: unknown module, duplicate, terminal ---------------------------------------------------------------------------

@@ -92,6 +92,23 @@ def test_one_pump_at_a_time_is_on_watch(local: Local) -> None:
     assert not look(local, "a").mine
 
 
+def test_a_pump_looks_again_soon_while_something_is_due(local: Local) -> None:
+    """Its hint may be lost, and another deadline pass meanwhile: whoever has just hinted does not sleep over that."""
+    local.add("op", Timed(1))
+    local.wait_past(local.now_ms() + 2)
+    first = look(local, "a")
+    assert first.hint
+    assert first.wait_ms <= WATCH_MS // 4
+    assert look(local, "a").wait_ms <= WATCH_MS // 4
+
+
+def test_a_clock_that_is_set_back_leaves_no_watch_for_ever(local: Local) -> None:
+    """What says that it ends later than any watch can is none."""
+    local.redis.set(local.keys().watch, f"gone {local.now_ms() + 3_600_000}")
+    assert look(local, "a").mine
+    assert not look(local, "b").mine
+
+
 @pytest.mark.parametrize(
     ("state", "rings"),
     [

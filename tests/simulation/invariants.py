@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from smqueue.keys import digest
+from smqueue.protocols.claim import Watch
 from smqueue.protocols.control import resume
 from smqueue.records import Active, Machine, deadline_ms
 from smqueue.testing.memory import Memory
@@ -145,7 +146,7 @@ def _check_hints(world: World) -> None:
 
 
 def _pumped(result: Any) -> bool:
-    return isinstance(result, tuple) and len(result) == 3 and bool(result[1])
+    return isinstance(result, Watch) and result.hint
 
 
 def heal(world: World) -> list[Any]:
