@@ -32,12 +32,13 @@ test: venv  ## run the whole suite, in parallel
 contract: venv  ## the contract suite on one deployment: BACKEND=valkey, redis, cluster, rabbitmq or memory
 	$(BIN)/python -m pytest tests/contract --backend $(BACKEND) $(ARGS)
 
-check: venv  ## lint, format, types, layers, promises without a test
+check: venv  ## lint, format, types, layers, promises without a test, stale figures
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python tests/promises.py
+	$(BIN)/python -m benchmarks.figures --check
 
 chaos: venv  ## real processes under faults: MINUTES=10 SEED=1 FSYNC=always
 	$(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) --seed $(SEED) --fsync $(FSYNC) $(ARGS)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from benchmarks.model import model
 from benchmarks.report import RESULTS, short
 
 ROOT = Path(__file__).parents[1]
@@ -24,14 +25,17 @@ class NoFigure(click.ClickException):
 
 
 def figure_at(data: Mapping[str, Any], path: str) -> Any:
-    """The figure that a path names: ``measure.row.column.median``; or of the document itself, ``surroundings.cpu``.
+    """The figure that a path names: ``measure.row.column.median``; of the document itself, ``surroundings.cpu``; or
+    what ``model.py`` makes of them, ``model.nodes_1m``.
 
     Raises:
         NoFigure: There is none.
     """
     parts = path.split(".")
     known: Any = data
-    if parts[0] in data["measures"]:
+    if parts[0] == "model":
+        known, parts = _modelled(data), parts[1:]
+    elif parts[0] in data["measures"]:
         measure, name, field = parts[0], ".".join(parts[1:-1]), parts[-1]
         known, parts = data["measures"][measure]["figures"].get(name), [field]
     for part in parts:
@@ -39,6 +43,13 @@ def figure_at(data: Mapping[str, Any], path: str) -> Any:
     if known is None or isinstance(known, dict | list):
         raise NoFigure(f"there is no figure {path} in the results")
     return known
+
+
+def _modelled(data: Mapping[str, Any]) -> dict[str, float]:
+    try:
+        return model(data["measures"])
+    except KeyError:  # a run of some of the measures
+        return {}
 
 
 def spelled(value: Any, form: str | None) -> str:

@@ -29,6 +29,8 @@ log = logging.getLogger("smqueue.worker")
 
 LONGEST_S = WATCH_MS / 1000
 """The pump looks about this often: what falls due sooner rings for it."""
+SPACED_S = 0.02
+"""And no more often than this: who arms a thousand in a second rings fifty times."""
 ROTATED_S = 0.05
 """A watch that is over is left to others for so long, or one process would host all that waits."""
 WATCHED_S = 1.0
@@ -84,7 +86,7 @@ class Pump(bootsteps.StartStopStep):
         host: Host | None = None
         wake = threading.Event()
         self._wakes.append(wake)
-        failures, told_at, on_watch = 0, 0.0, False
+        failures, told_at, looked_at, on_watch = 0, 0.0, 0.0, False
 
         def roused() -> None:
             if on_watch:
@@ -108,7 +110,7 @@ class Pump(bootsteps.StartStopStep):
                     for keys in engine.executor.deployment.all_keys():
                         engine.driver.command("SET", keys.watched, "1", "EX", WATCHED_KEPT_S)
                 _tell_overruns(worker)
-                on_watch = True  # what rings while it looks is looked at again
+                on_watch, looked_at = True, time.monotonic()  # what rings while it looks is looked at again
                 wait_s, on_watch = self._round(engine, host)
                 if failures:
                     log.warning("namespace %s: Redis answers again", engine.namespace)
@@ -123,6 +125,7 @@ class Pump(bootsteps.StartStopStep):
                 log.exception("the pump failed, and goes on")
                 wait_s = BROKEN_S
             wake.wait(wait_s)
+            self._stopping.wait(max(0.0, looked_at + SPACED_S - time.monotonic()))
             wake.clear()
 
     def _round(self, engine: Engine, host: Host) -> tuple[float, bool]:

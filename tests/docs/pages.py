@@ -19,6 +19,7 @@ PAGES = (
     "docs/verify.md",
     "docs/testing.md",
     "docs/security.md",
+    "docs/scaling.md",
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -16,6 +16,7 @@ from benchmarks import figures
 from benchmarks.figure import Absent, Figure, Measured, figure, latencies, quantile, ratios
 from benchmarks.measures import MEASURES, cycles, load
 from benchmarks.measures.cycles import Taken
+from benchmarks.model import model
 from benchmarks.plot import bars, svg
 from benchmarks.recorder import Passed
 from benchmarks.report import cell, document, markdown, short, table
@@ -217,7 +218,26 @@ def test_pages_get_their_figures_from_the_results(tmp_path: Path) -> None:
     assert run("--check") == 0
 
 
-@pytest.mark.parametrize("path", ["cycles.nobody.rate.median", "cycles.ours.rate.mode", "speed", "cycles", "at.x"])
+def test_the_model_is_arithmetic_on_what_was_measured() -> None:
+    """Cores for so many cycles a second, each busy for 70 % of the time; nodes of 16 GiB for so many machines; and of
+    both cores of the run the share that was used."""
+    measures = a_document()["measures"]
+    measures["cycles"]["figures"] |= {
+        f"ours.cpu_{who}": {"median": us} for who, us in (("server", 200), ("workers", 350), ("clients", 250))
+    }
+    measures["parked"] = {"figures": {"redis.bytes": {"median": 600}, "idle.commands": {"median": 5}}}
+    found = model(measures)
+    assert (found["servers_1k"], found["workers_1k"], found["producers_1k"]) == (1, 1, 1)
+    assert (found["servers_100k"], found["workers_100k"], found["producers_100k"]) == (29, 50, 36)
+    assert (found["nodes_1m"], found["nodes_100m"]) == (1, 4)
+    assert found["gib_1m"] == pytest.approx(0.559, abs=0.001)
+    assert (found["most"], found["used"]) == (2_500, 3_000 / 2_500)
+    assert figures.figure_at({"measures": measures}, "model.nodes_100m") == 4
+
+
+@pytest.mark.parametrize(
+    "path", ["cycles.nobody.rate.median", "cycles.ours.rate.mode", "speed", "cycles", "at.x", "model.nodes_1m"]
+)
 def test_a_page_that_asks_for_no_figure_is_refused(path: str) -> None:
     """By the figure's name; nothing is copied."""
     with pytest.raises(figures.NoFigure, match=path):
