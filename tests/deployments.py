@@ -285,7 +285,12 @@ class SentinelDeployment(_Deployment):
         """From here on the primary's writes reach no replica, though both live."""
         primary = self.primary.client
         primary.execute_command("ACL", "SETUSER", "default", "-psync", "-sync")
-        primary.execute_command("CLIENT", "KILL", "TYPE", "REPLICA")
+
+        def gone() -> bool:  # one that was just about to be connected is missed by the first kill
+            primary.execute_command("CLIENT", "KILL", "TYPE", "REPLICA")
+            return bool(primary.info("replication")["connected_slaves"] == 0)
+
+        wait_until(gone, "no replica to be connected", READY_S)
 
     def join(self) -> None:
         """The replicas get all that they have missed."""
