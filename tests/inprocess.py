@@ -235,7 +235,8 @@ class Local:
 
     def everything(self) -> dict[bytes, bytes]:
         """All keys of the namespace with their content, for "nothing was written"; short-lived flags left out."""
-        passing = {self.keys().hint.encode(), self.keys().meta.encode()}
+        keys = self.keys()
+        passing = {name.encode() for name in (keys.hint, keys.meta, keys.watch, keys.roused)}
         found = self.redis.scan_iter(match=f"{{{self.namespace}.*", count=1000)
         return {key: self.redis.dump(key) for key in sorted(found) if key not in passing}
 
