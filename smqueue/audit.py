@@ -35,8 +35,8 @@ KNOWN = SINGLE | frozenset(
     ["active", "inactive", "history", "machine", "race", "waiting", "inbox", "seen", "control", "held", "watchers"]
 )
 OTHERS = frozenset(
-    ["data", "marker", "reply", "updates", "hint", "watch", "roused", "watched", "meta", "children", "unsent"]
-)
+    ["data", "marker", "reply", "updates", "moves", "early", "workers", "hint", "watch", "roused", "watched", "meta"]
+).union({"children", "unsent"})
 """Kinds of key that are not looked into."""
 SEEN_TWICE = frozenset({Kind.WRONG_TYPE, Kind.UNREADABLE_MACHINE, Kind.WRONG_MACHINE})
 """What two checks may find, each in its own words."""

@@ -16,6 +16,7 @@ from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id
 from smqueue.notifier import Notifier
 from smqueue.outbound import Outbound
+from smqueue.overview import Overview, overview
 from smqueue.producer import Producer, SignalFor
 from smqueue.protocols import control, others
 from smqueue.protocols.autocommit import autocommit
@@ -233,6 +234,10 @@ class Executor:
     def explain(self, operation_id: str) -> Explanation:
         """Why an operation is where it is: armed triggers, attempts, errors, buffered signals, past races."""
         return explain(self._deployment, self.instances, operation_id)
+
+    def overview(self) -> Overview:
+        """What the namespace is doing: machines by state, transitions, what lags, who works, and what is wrong."""
+        return overview(self._deployment)
 
     def operation(self, operation_id: str) -> Operation:
         """The methods of one operation, bound to its id."""

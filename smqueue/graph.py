@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from smqueue.states import StateType
+
+Here = Mapping[str, int]
+"""State → how many machines are in it now."""
+Counts = Mapping[tuple[str, str, str], int]
+"""Source, target and handler → how often."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +67,70 @@ class Graph:
     terminal: frozenset[str] = frozenset()
     dynamic: frozenset[str] = frozenset()
 
-    def mermaid(self) -> str:
-        """Return a Mermaid ``stateDiagram-v2``; states that no transition enters are drawn as beginnings."""
+    @property
+    def beginnings(self) -> tuple[str, ...]:
+        """States that no other one leads to, and that are no ends."""
+        entered = {edge.target for edge in self.edges if edge.target != edge.source}
+        return tuple(node for node in self.nodes if node not in entered and node not in self.terminal)
+
+    def with_seen(self, current: Here, counts: Counts) -> Graph:
+        """Add the states and transitions that no definition tells of: of dynamic states, and of earlier versions.
+
+        Args:
+            current: States with machines.
+            counts: Transitions that were made.
+        """
+        named = [*current, *(node for source, target, _ in counts for node in (source, target))]
+        nodes = tuple(dict.fromkeys([*self.nodes, *sorted(named)]))
+        declared = {(edge.source, edge.target, edge.handler) for edge in self.edges}
+        seen = tuple(Edge(*key, "") for key in sorted(counts) if key not in declared)
+        return replace(self, nodes=nodes, edges=self.edges + seen, dynamic=self.dynamic | {*nodes[len(self.nodes) :]})
+
+    def mermaid(self, current: Here | None = None, counts: Counts | None = None) -> str:
+        """Return a Mermaid ``stateDiagram-v2``; states that no transition enters are drawn as beginnings.
+
+        Args:
+            current: How many machines are in a state now.
+            counts: How often a transition was made.
+        """
+        current, counts = current or {}, counts or {}
         ids = {
             node: node if re.fullmatch(r"[A-Za-z_]\w*", node, re.ASCII) else f"s{i}"
             for i, node in enumerate(self.nodes)
         }
         lines = ["stateDiagram-v2"]
         lines += [f'    state "{_plain(node)}" as {ids[node]}' for node in self.nodes if ids[node] != node]
-        entered = {edge.target for edge in self.edges if edge.target != edge.source}
         for node in self.nodes:
-            if node not in entered and node not in self.terminal:
+            if node in self.beginnings:
                 lines.append(f"    [*] --> {ids[node]}")
             elif not any(node in (edge.source, edge.target) for edge in self.edges):
                 lines.append(f"    {ids[node]}")
         lines += [
-            f"    {ids[edge.source]} --> {ids[edge.target]} : {_plain(f'{edge.handler} ({edge.trigger_text})')}"
-            for edge in self.edges
+            f"    {ids[edge.source]} --> {ids[edge.target]} : {_plain(_label(edge, counts))}" for edge in self.edges
         ]
         lines += [f"    {ids[node]} : decides by itself" for node in self.nodes if node in self.dynamic]
+        lines += [f"    {ids[node]} : {current[node]} now" for node in self.nodes if current.get(node)]
         lines += [f"    {ids[node]} --> [*]" for node in self.nodes if node in self.terminal]
         return "\n".join(lines) + "\n"
+
+    def dot(self, current: Here | None = None, counts: Counts | None = None) -> str:
+        """Return it in Graphviz's language.
+
+        Args:
+            current: How many machines are in a state now.
+            counts: How often a transition was made.
+        """
+        current, counts = current or {}, counts or {}
+        lines = ["digraph {", "    rankdir=LR; node [shape=box, style=rounded];"]
+        for node in self.nodes:
+            looks = "peripheries=2" if node in self.terminal else "style=dashed" if node in self.dynamic else ""
+            label = f"label={_quoted(f'{node} ({current[node]} now)')}" if current.get(node) else ""
+            extra = ", ".join(filter(None, (label, looks)))
+            lines.append(f"    {_quoted(node)}{f' [{extra}]' if extra else ''};")
+        for edge in self.edges:
+            ends = f"{_quoted(edge.source)} -> {_quoted(edge.target)}"
+            lines.append(f"    {ends} [label={_quoted(_label(edge, counts))}];")
+        return "\n".join([*lines, "}"]) + "\n"
 
     def check(self) -> list[Finding]:
         """Return what is odd, in the order of definition; nothing that a dynamic state might explain."""
@@ -114,6 +162,17 @@ def graph_of(types: Iterable[StateType]) -> Graph:
         terminal=frozenset(known.name for known in types if known.terminal),
         dynamic=frozenset(known.name for known in types if known.dynamic and not known.terminal),
     )
+
+
+def _label(edge: Edge, counts: Counts) -> str:
+    trigger = f" ({edge.trigger_text})" if edge.trigger_text else ""
+    times = counts.get((edge.source, edge.target, edge.handler), 0)
+    return f"{edge.handler}{trigger}{f', {times} times' if times else ''}"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _plain(label: str) -> str:

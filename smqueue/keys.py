@@ -32,6 +32,10 @@ schedules are ms, both by Redis's clock.
 ``unsent``                       list    tasks that can never be sent, JSON with their error: for somebody to look at
 ``reply:<id>``                   list    the answer to a client's call
 ``updates``                      stream  the last updates of all operations, bounded
+``moves``                        hash    ``module from to how`` → how often, counted in the commit (``to!`` is terminal):
+                                         what has come into a state less what has left it is how many are in it
+``early``                        zset    ``op module signal`` → when one was last kept early, ms: the last 1,000
+``workers``                      zset    JSON of a worker of the last day → when it noted itself last, ms (shard 0)
 ``hint``                         string  set while a transition hint is under way
 ``watch``                        string  the process that looks when things fall due, for a second
 ``roused``                       string  set while it has been rung for, and has not looked since
@@ -98,6 +102,7 @@ class Keys:
         self.schedule, self.hosted, self.operations = p + "schedule", p + "hosted", p + "operations"
         self.requests, self.updates, self.hint, self.watched = p + "requests", p + "updates", p + "hint", p + "watched"
         self.quarantine, self.finished, self.meta, self.wake = p + "quarantine", p + "finished", p + "meta", p + "wake"
+        self.moves, self.early, self.workers = p + "moves", p + "early", p + "workers"
         self.unsent, self.bells, self.watch, self.roused = p + "unsent", p + "bells", p + "watch", p + "roused"
         self.machine_prefix, self.race_prefix, self.active_prefix = p + "machine:", p + "race:", p + "active:"
 

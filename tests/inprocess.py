@@ -236,7 +236,7 @@ class Local:
     def everything(self) -> dict[bytes, bytes]:
         """All keys of the namespace with their content, for "nothing was written"; short-lived flags left out."""
         keys = self.keys()
-        passing = {name.encode() for name in (keys.hint, keys.meta, keys.watch, keys.roused)}
+        passing = {name.encode() for name in (keys.hint, keys.meta, keys.watch, keys.roused, keys.workers)}
         found = self.redis.scan_iter(match=f"{{{self.namespace}.*", count=1000)
         return {key: self.redis.dump(key) for key in sorted(found) if key not in passing}
 

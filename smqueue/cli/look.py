@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from smqueue.cli.listing import Wanted, active_machines, shown_state
 from smqueue.cli.target import Target, deployment_options
 from smqueue.cli.words import left, span, told
 from smqueue.errors import SmqueueError
@@ -23,6 +22,7 @@ from smqueue.explain import ArmedTrigger, Explanation
 from smqueue.instances import Instances
 from smqueue.keys import decode
 from smqueue.records import Field
+from smqueue.search import Wanted, active_machines, shown_state
 from smqueue.states import check_operation_id
 
 SHOWN = 100
@@ -68,7 +68,8 @@ def list_(
     """List active machines, in no order; paused and quarantined ones are active."""
     if operation is not None:
         check_operation_id(operation)
-    found = active_machines(target.executor(), Wanted(operation, module, state, quarantined))
+    executor = target.executor()
+    found = active_machines(executor.deployment, executor.instances, Wanted(operation, module, state, quarantined))
     most = (0 if as_json else SHOWN) if limit is None else limit
     some = islice(found, most) if most else found
     if as_json:

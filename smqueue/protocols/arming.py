@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from random import randrange
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -263,6 +264,32 @@ def sealed(
         return active, entry
     seal = chain.seal(op, before, entry)
     return active._replace(seal=seal), {**entry, "seal": seal}
+
+
+ADDED, MERGED, CANCELLED = "+add", "+merge", "+cancel"
+"""How a machine comes into a state, or leaves one, without a trigger that wins; no encoded name of one has a plus."""
+
+
+def counted(keys: Keys, source: str, target: str, how: str, times: int = 1, *, ends: bool = False) -> Command:
+    """Count machines that leave the state of one field for that of another; either is empty when there is none.
+
+    A terminal state is marked: nothing ever leaves it, and yet nothing is active in it.
+    """
+    module, left = _type_of(source)
+    other, entered = _type_of(target)
+    return ("HINCRBY", keys.moves, f"{module or other} {left} {entered}{'!' if ends else ''} {how}", times)
+
+
+def counted_all(keys: Keys, moves: Iterable[tuple[str, str]], how: str) -> list[Command]:
+    """The same for machines from and to several states: one command for all that are alike."""
+    alike = Counter((" ".join(_type_of(source)), " ".join(_type_of(target))) for source, target in moves)
+    return [counted(keys, source, target, how, times) for (source, target), times in alike.items()]
+
+
+def _type_of(field: str) -> tuple[str, str]:
+    """Module and type of a field, encoded as they are in it."""
+    module, _, rest = field.partition(" ")
+    return module, rest.partition(" ")[0]
 
 
 def ring(keys: Keys, watchers: Any, now_us: int) -> list[Command]:

@@ -13,7 +13,9 @@ from smqueue.errors import CommitFailed, SmqueueError
 from smqueue.instances import Instances
 from smqueue.keys import Keys, digest
 from smqueue.protocols.arming import (
+    CANCELLED,
     arm,
+    counted_all,
     deadline_ms,
     first_entry,
     hint,
@@ -204,7 +206,8 @@ def _end_all(
     commands += note(keys, op, *entries, told=entries[0]["commit"] != commit_id)
     if rung := ring(keys, look.known[watchers(keys, op)], now_us):
         commands += [*rung, hint(keys, None)]
-    return [*commands, *settle(keys, op, now_us, keep, certain=False)]
+    gone = [(one.field, "") for one in batch if one.active.machine]  # garbage was never counted
+    return [*commands, *counted_all(keys, gone, CANCELLED), *settle(keys, op, now_us, keep, certain=False)]
 
 
 # --- retry -----------------------------------------------------------------------------------------------------------

@@ -68,14 +68,15 @@ def signal(
     """
     op, module, name, payload = told
     names = (keys.waiting(op, module, name), keys.inbox(op, module, name), keys.seen(op), keys.marker(attempt))
-    rest = (keys.active(op), keys.inactive(op), keys.schedule, keys.hint, keys.requests, keys.history(op))
+    rest = (keys.active(op), keys.inactive(op), keys.schedule, keys.hint, keys.requests, keys.history(op), keys.early)
     envelope = {"id": signal_id or attempt, **({"machine": machine} if machine else {})}
     item = compact(envelope)[:-1] + f',"payload":{payload}'
     marker_s = 0 if request else KEPT_MS // 1000 if asked else MARKER_S
     args = (
         keys.machine_prefix, keys.race_prefix, payload, signal_id, machine, item,
         limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, request or asked,
-        f"{encode(module)} ", name, *((push.database, push.message, push.mark, attempt) if push else ()),
+        f"{encode(module)} ", name, f"{encode(op)} {encode(module)} {encode(name)}",
+        *((push.database, push.message, push.mark, attempt) if push else ()),
     )  # fmt: skip
     pushed = (push.queue,) if push else ()
     said, hint = yield from repeat("signal", (*names, *rest, *pushed), args, _said, RESENDS)

@@ -12,7 +12,18 @@ from typing import Any, NamedTuple
 
 from smqueue.instances import Instances
 from smqueue.keys import Keys, digest
-from smqueue.protocols.arming import enter, first_entry, hint, note, register, ring, sealed, step_entry
+from smqueue.protocols.arming import (
+    ADDED,
+    counted_all,
+    enter,
+    first_entry,
+    hint,
+    note,
+    register,
+    ring,
+    sealed,
+    step_entry,
+)
 from smqueue.protocols.decide import Look
 from smqueue.records import Active, Item, Machine, Placed
 from smqueue.roundtrip import Command, Steps
@@ -109,6 +120,7 @@ def start(
             due = True
         if own is not None:
             commands.append(("SADD", keys.children(own), op))
+    commands += counted_all(keys, [("", placed.field) for placed in spawned], ADDED)
     return Started(commands, told, all_of_them, due)
 
 

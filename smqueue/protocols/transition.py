@@ -17,8 +17,21 @@ from smqueue.errors import (
 )
 from smqueue.handlers import Handler
 from smqueue.instances import Instances
-from smqueue.keys import Keys
-from smqueue.protocols.arming import Plan, enter, first_entry, keep, leave, note, ring, sealed, settle, step_entry
+from smqueue.keys import Keys, encode
+from smqueue.protocols.arming import (
+    MERGED,
+    Plan,
+    counted,
+    enter,
+    first_entry,
+    keep,
+    leave,
+    note,
+    ring,
+    sealed,
+    settle,
+    step_entry,
+)
 from smqueue.protocols.claim import Claimed
 from smqueue.protocols.decide import Look, decide
 from smqueue.protocols.spawn import Spawned, buffered, start, tail, unbegun
@@ -268,6 +281,9 @@ def _move(
     if kind == "merged" or to.type.terminal:
         retained = instances.get(to.module).module.keep
         commands += settle(keys, op, now_us, retained, certain=alone and not spawns)
+    commands.append(counted(keys, it.machine.field, to.field, encode(it.won), ends=to.type.terminal))
+    if kind == "merged":  # the one that was there goes on, and this one is not
+        commands.append(counted(keys, to.field, "", MERGED))
     entries = [first_entry(it.machine.field, it.active), entry] if alone else [entry]
     return kind, Plan(commands, plan.due), Spawned(to, moved), entries
 

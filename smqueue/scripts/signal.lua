@@ -1,9 +1,9 @@
 -- signal: give a signal to the machine that has waited longest, or keep it. Repeating an attempt answers as before.
--- KEYS  waiting, inbox, seen, marker, active, inactive, schedule, hint, requests, history[, the broker's list]
+-- KEYS  waiting, inbox, seen, marker, active, inactive, schedule, hint, requests, history, early[, the broker's list]
 -- ARGV  machine prefix, race prefix, payload (JSON), user's id or '', machine wanted or '', item (JSON up to its time),
 --       inbox limit, kept ms, marker s, hint ms, ids kept, request or '' (removed; only looked for when marker s is not 0),
---       how fields of the module begin, name of the signal[, the broker's database, the hint to push there,
---       what in it stands for its id, its id]
+--       how fields of the module begin, name of the signal, what it is called in early[, the broker's database, the hint to
+--       push there, what in it stands for its id, its id]
 -- Returns {DELIVERED | BUFFERED | DUPLICATE | FINISHED | FULL | GONE (the request was done already), 1 to send a hint}
 local id, wanted = ARGV[4], ARGV[5]
 if ARGV[12] ~= '' then
@@ -56,6 +56,8 @@ local function accept()
     if redis.call('LLEN', KEYS[2]) >= tonumber(ARGV[7]) then return 'FULL' end
     redis.call('RPUSH', KEYS[2], ARGV[6] .. ',"at":' .. string.format('%.0f', now_us) .. '}')
     redis.call('PEXPIRE', KEYS[2], ARGV[8])
+    redis.call('ZADD', KEYS[11], now, ARGV[15])
+    redis.call('ZREMRANGEBYRANK', KEYS[11], 0, -1001)
     said = 'BUFFERED'
   end
   if id ~= '' then
@@ -69,9 +71,9 @@ end
 local said = accept()
 if ARGV[9] ~= '0' then redis.call('SET', KEYS[4], said, 'EX', ARGV[9]) end
 local due = said == 'DELIVERED' and redis.call('SET', KEYS[8], '1', 'NX', 'PX', ARGV[10])
-if due and ARGV[16] then  -- last, for it may be another database
-  redis.call('SELECT', ARGV[15])
-  local message = ARGV[16]:gsub(ARGV[17], ARGV[18])
-  due = type(redis.pcall('LPUSH', KEYS[11], message)) ~= 'number'
+if due and ARGV[17] then  -- last, for it may be another database
+  redis.call('SELECT', ARGV[16])
+  local message = ARGV[17]:gsub(ARGV[18], ARGV[19])
+  due = type(redis.pcall('LPUSH', KEYS[12], message)) ~= 'number'
 end
 return {said, due and 1 or 0}

@@ -8,6 +8,7 @@ import logging
 import random
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from traceback import walk_tb
 from typing import Any
@@ -17,6 +18,7 @@ from celery import bootsteps
 from smqueue import limits
 from smqueue.errors import SmqueueError, StoreRefused, StoreUnavailable, error_text
 from smqueue.keys import new_id
+from smqueue.presence import NOTED_S, Noted, leave, note
 from smqueue.protocols.bounds import WATCH_MS
 from smqueue.protocols.claim import pump
 from smqueue.retry import Retry
@@ -54,6 +56,7 @@ class Pump(bootsteps.StartStopStep):
         self._wakes: list[threading.Event] = []
         self._threads: list[threading.Thread] = []
         self._hosts: list[Host] = []
+        self._noted: list[tuple[Engine, Noted]] = []
         self._id = new_id()
 
     def start(self, parent: Any) -> None:
@@ -77,6 +80,9 @@ class Pump(bootsteps.StartStopStep):
             thread.join(5)
         for host in self._hosts:
             host.stop()
+        for engine, noted in self._noted:
+            with suppress(SmqueueError):  # then it is taken for gone in a while
+                leave(engine.driver, engine.keys(0), noted)
 
     def terminate(self, parent: Any) -> None:
         """As ``stop``: what is left behind is leased."""
@@ -87,6 +93,7 @@ class Pump(bootsteps.StartStopStep):
         wake = threading.Event()
         self._wakes.append(wake)
         failures, told_at, looked_at, on_watch = 0, 0.0, 0.0, False
+        noted_at = 0.0
 
         def roused() -> None:
             if on_watch:
@@ -104,11 +111,16 @@ class Pump(bootsteps.StartStopStep):
                     host = Host(engine, whole(worker.app, "smqueue_wait_capacity", CAPACITY), roused)
                     host.start()
                     self._hosts.append(host)
+                    self._noted.append((engine, _noted(worker, engine)))
                     log.info("namespace %s: watching %d shard(s)", engine.namespace, len(keys))
                 if time.monotonic() - told_at > WATCHED_S and worker.app.smqueue_onlooker.here():
                     told_at = time.monotonic()
                     for keys in engine.executor.deployment.all_keys():
                         engine.driver.command("SET", keys.watched, "1", "EX", WATCHED_KEPT_S)
+                if time.monotonic() - noted_at > NOTED_S:
+                    noted_at = time.monotonic()
+                    for mine in [noted for whose, noted in self._noted if whose is engine]:
+                        note(engine.driver, engine.keys(0), mine)
                 _tell_overruns(worker)
                 on_watch, looked_at = True, time.monotonic()  # what rings while it looks is looked at again
                 wait_s, on_watch = self._round(engine, host)
@@ -140,6 +152,16 @@ class Pump(bootsteps.StartStopStep):
             wait_s = min(wait_s, max(next_ms, 20 if watch.hosted else 5) / 1000 + later_s)
             on_watch = on_watch or watch.mine
         return wait_s, on_watch
+
+
+def _noted(worker: Any, engine: Engine) -> Noted:
+    """What a worker says of itself to whoever asks why nothing moves."""
+    versions: dict[str, int] = {}
+    for module in engine.instances.ids():
+        with suppress(Exception):  # one that cannot be used is one that it has not; ``load_modules`` has said so
+            versions[module] = engine.instances.get(module).module.version
+    transitions, triggers = (queue_of(worker.app, f"smqueue_{which}_queue") for which in ("transition", "trigger"))
+    return Noted(worker.hostname, tuple(sorted(worker.app.amqp.queues.consume_from)), transitions, triggers, versions)
 
 
 def settle(**_: Any) -> None:

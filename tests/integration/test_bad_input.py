@@ -165,7 +165,7 @@ def written(local: Local) -> dict[bytes, bytes]:
     """All that is stored, but answers and marks of clients' calls."""
     keys = local.keys()
     passing = tuple(
-        f"{keys.prefix}{kind}".encode() for kind in ("reply:", "marker:ask", "schedule", "watched", "roused")
+        f"{keys.prefix}{kind}".encode() for kind in ("reply:", "marker:ask", "schedule", "watched", "roused", "workers")
     )
     found = {key: value for key, value in local.everything().items() if not key.startswith(passing)}
     return {key: value for key, value in found.items() if key != keys.watch.encode()}

@@ -292,7 +292,7 @@ def test_cancel_ends_all(local: Local) -> None:
         key.decode().removeprefix(local.keys().prefix).partition(":")[0]
         for key in local.redis.scan_iter(match=f"{local.keys().prefix}*")
     }
-    assert left <= {"inactive", "history", "updates", "meta", "finished", "hint", "watched", "watch", "roused"}
+    assert left <= {"inactive", "history", "updates", "moves", "workers", "meta", "finished", "hint", "watched", "watch", "roused"}
     told = [update for update in local.history("op") if update.cancelled]
     assert len(told) == 251
     assert all(update.terminal and update.step == 2 for update in told)

@@ -51,11 +51,32 @@ def check(world: World) -> None:
         raise Violated(f"machines are active twice: {twice}")
     for record, machine in machines.items():
         _check_race(store, record, machine, schedule, hosted)
+    _check_counts(store)
     members = set(_zset(store, KEYS.operations))
     _same("operations with machines", {op for op, _ in active.values()}, members)
     for key, lines in store.data.items():
         if key.startswith(P + "history:") and isinstance(lines, List):
             check_history([json.loads(line) for line in lines])
+
+
+def _check_counts(store: Store) -> None:
+    """What has come into a state, less what has left it, is how many are in it."""
+    moves = store.data.get(KEYS.moves, Hash())
+    assert isinstance(moves, Hash)
+    counted = Counter[str]()
+    for move, times in moves.items():
+        module, source, target, _ = move.decode().split(" ")
+        counted[f"{module} {target}"] += int(times) if target and target[-1] != "!" else 0
+        counted[f"{module} {source}"] -= int(times) if source else 0
+    fields = (
+        field.decode()
+        for key, held in store.data.items()
+        if key.startswith(KEYS.active_prefix) and isinstance(held, Hash)
+        for field in held
+    )
+    there = Counter(" ".join(field.split(" ")[:2]) for field in fields)
+    standing = {name: n for name, n in counted.items() if n}
+    _same("machines counted in a state", dict(there).items(), standing.items())
 
 
 def _check_race(
