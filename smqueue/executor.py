@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from smqueue.async_client import AsyncClient
 from smqueue.cancelling import cancel_all
 from smqueue.deployment import Deployment
+from smqueue.diagnosis import Diagnosis, diagnose
 from smqueue.drivers.doorbell import wait_for
 from smqueue.errors import AmbiguousModule, InvalidInput, SmqueueError, UnknownModule
 from smqueue.explain import Explanation, explain
@@ -234,6 +235,10 @@ class Executor:
     def explain(self, operation_id: str) -> Explanation:
         """Why an operation is where it is: armed triggers, attempts, errors, buffered signals, past races."""
         return explain(self._deployment, self.instances, operation_id)
+
+    def diagnose(self, operation_id: str) -> Diagnosis:
+        """Why an operation does not move, and what to do about it; what ``smqueue why`` says."""
+        return diagnose(self._deployment, self.instances, operation_id)
 
     def overview(self) -> Overview:
         """What the namespace is doing: machines by state, transitions, what lags, who works, and what is wrong."""

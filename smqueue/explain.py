@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from datetime import datetime
 from typing import Any
 
 from smqueue.deployment import Deployment
 from smqueue.drivers.driver import Driver
+from smqueue.early import EarlySignals, early_signals
 from smqueue.errors import SmqueueError
 from smqueue.instances import Instances
 from smqueue.keys import Keys, decode, digest, schedule_of
 from smqueue.queries import InactiveState, inactive_state, moment
 from smqueue.records import Active, Field, Item, Machine, Placed, kind_of, label_of
-from smqueue.roundtrip import Steps, read
+from smqueue.roundtrip import Command, Steps, read
 from smqueue.standing import parse_inactive
 from smqueue.states import StateMachine, check_operation_id
+
+ELSEWHERE = 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class ArmedTrigger:
         running: Whether its code runs now, or, for a channel, is subscribed.
         attempts: How often its code has run without an outcome.
         last_error: Of its code, or of its handler: ``Type: message``.
+        signal: The name of the signal that it waits for.
+        elsewhere: Of a signal: those of its name that were sent to other operations, where nobody waits for them.
     """
 
     name: str
@@ -47,6 +52,8 @@ class ArmedTrigger:
     running: bool = False
     attempts: int = 0
     last_error: str | None = None
+    signal: str | None = None
+    elsewhere: tuple[EarlySignals, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,11 +67,12 @@ class MachineExplanation:
         step: Of the machine.
         since: When the state was entered.
         status: ``waiting``, ``decided`` (an outcome is recorded, a worker is to apply it), ``paused``, ``cancelling``,
-            ``quarantined`` or ``unreadable``.
+            ``quarantined``, ``unreadable``, or ``unscheduled``: what would look at it is gone from the schedule.
         won: The trigger whose outcome is recorded.
         attempts: How often the handler has failed on it.
         last_error: Why it failed last, or was set aside.
         triggers: What is armed.
+        held_by: What is paused or being cancelled: ``operation o-17``, ``module orders``, ``state orders.Awaiting``.
     """
 
     machine: StateMachine | None
@@ -77,6 +85,7 @@ class MachineExplanation:
     attempts: int = 0
     last_error: str | None = None
     triggers: tuple[ArmedTrigger, ...] = ()
+    held_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,7 @@ def explain(deployment: Deployment, instances: Instances, operation_id: str) -> 
             machines.append(driver.run(_machine(keys, instances, op, raw_field.decode(errors="replace"), value)))
         if int(cursor) == 0:
             break
+    machines = _with_early(deployment, machines, op)
     stored, past = list[tuple[str, InactiveState]](), list[tuple[StateMachine, InactiveState]]()
     for text, data in _past(driver, keys, op):
         stored.append((text, inactive_state(data)))
@@ -135,6 +145,25 @@ def explain(deployment: Deployment, instances: Instances, operation_id: str) -> 
     names = _signals(instances) if instances.ids() else _inboxes(driver, keys, op)
     buffered = driver.run(_buffered(keys, names, op))
     return Explanation(op, tuple(machines), tuple(buffered), tuple(past), tuple(stored))
+
+
+def _with_early(deployment: Deployment, machines: list[MachineExplanation], op: str) -> list[MachineExplanation]:
+    """Beside the signals that are waited for those of the same name that other operations were sent in vain."""
+    if not any(trigger.signal for one in machines for trigger in one.triggers):
+        return machines
+    early = [one for keys in deployment.all_keys() for one in deployment.driver.run(early_signals(keys))]
+    early = sorted((one for one in early if one.operation_id != op), key=lambda one: one.latest, reverse=True)
+
+    def beside(trigger: ArmedTrigger, module: str) -> ArmedTrigger:
+        mine = [one for one in early if (one.module, one.signal) == (module, trigger.signal)]
+        return replace(trigger, elsewhere=tuple(mine[:ELSEWHERE]))
+
+    return [
+        replace(one, triggers=tuple(beside(trigger, Field.parse(one.field).module) for trigger in one.triggers))
+        if one.triggers
+        else one
+        for one in machines
+    ]
 
 
 def _past(driver: Driver, keys: Keys, op: str) -> list[tuple[str, dict[str, Any]]]:
@@ -190,12 +219,17 @@ def _machine(keys: Keys, instances: Instances, op: str, stored: str, value: byte
         if instances.ids():
             error = error or f"{type(problem).__name__}: {problem}"
     status = "quarantined" if aside else "decided" if "won" in race else "waiting"
+    held_by: tuple[str, ...] = ()
     with suppress(ValueError):
         module, type_name, _ = Field.parse(stored)
         held = yield from read([], *[("GET", key) for key in control_keys(keys, op, module, type_name)])
         texts = [str(one.decode()).partition(" ")[0] for one in held if isinstance(one, bytes)]
         status = "cancelling" if "cancelling" in texts else "paused" if texts else status
+        names = (f"operation {op}", f"module {module}", f"state {module}.{type_name}")
+        held_by = tuple(name for name, one in zip(names, held, strict=True) if isinstance(one, bytes))
     triggers = yield from _triggers(keys, instances, machine, active, placed, race)
+    if status in {"waiting", "decided"} and (yield from _lost(keys, machine, triggers)):
+        status = "unscheduled"
     return MachineExplanation(
         machine=None if placed is None else StateMachine(op, placed.state, placed.module),
         field=stored,
@@ -207,7 +241,20 @@ def _machine(keys: Keys, instances: Instances, op: str, stored: str, value: byte
         attempts=int(race.get("attempts", 0)),
         last_error=error,
         triggers=triggers,
+        held_by=held_by,
     )
+
+
+def _lost(keys: Keys, machine: Machine, triggers: Sequence[ArmedTrigger]) -> Steps[bool]:
+    """Whether an entry of the race is missing from its schedule, and the machine is the same still."""
+    looks: list[Command] = [("ZSCORE", keys.schedule, machine.entry)]
+    score, raw = yield from read([], *looks, ("GET", keys.machine(machine.record)))  # in this order
+    coded = [one for one in triggers if one.kind not in {"signal", "deadline", "now"} and one.next_run is None]
+    if score is not None and not coded:
+        return False
+    with suppress(ValueError, TypeError):
+        return Machine.parse(raw).guard == machine.guard
+    return False
 
 
 def _triggers(
@@ -235,6 +282,7 @@ def _triggers(
                 running=int(race.get(f"until:{name}", 0)) > int(time[0]) * 1000,
                 attempts=int(race.get(f"tries:{name}", 0)),
                 last_error=race.get(f"error:{name}") or (race.get("error") if race.get("won") == name else None),
+                signal=wait if isinstance(wait, str) else None,
             )
         )
     return tuple(found)

@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from smqueue.deployment import Deployment
+from smqueue.early import EarlySignals, early_signals
 from smqueue.keys import Keys, decode
 from smqueue.presence import SHOWN, Worker, read_workers
 from smqueue.queries import moment
@@ -27,7 +28,6 @@ WALKED = 1_000
 PAGE = 250
 SAMPLED = 500
 """How many quarantined machines are looked at for what their errors are."""
-EARLY = 100
 BEHIND_S = 10.0
 """What is due for longer than this is late: a worker looks four times a second."""
 
@@ -74,25 +74,6 @@ class EdgeCount:
 
 
 @dataclass(frozen=True)
-class EarlySignals:
-    """Signals kept early for one operation, because nobody waits for them.
-
-    Attributes:
-        operation_id: The operation.
-        module: The module instance.
-        signal: Their name.
-        count: How many.
-        latest: When the last one came.
-    """
-
-    operation_id: str
-    module: str
-    signal: str
-    count: int
-    latest: datetime
-
-
-@dataclass(frozen=True)
 class Store:
     """The Redis server of a shard.
 
@@ -116,11 +97,13 @@ class Cause:
             ``behind``, ``store``, ``quarantined``, ``unsent``.
         text: What is the matter, in a sentence.
         remedy: What to do about it, in a sentence.
+        subject: The queue, module or operation that it is about, where it is about one.
     """
 
     kind: str
     text: str
     remedy: str
+    subject: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,25 +187,16 @@ def overview(deployment: Deployment, walked: int = WALKED) -> Overview:
 
 def causes(found: Overview) -> Iterator[Cause]:
     """What is wrong with a namespace, the gravest first."""
-    for problem in dict.fromkeys(store.problem for store in found.stores if store.problem):
+    problems = dict.fromkeys(store.problem for store in found.stores if store.problem)
+    for problem in problems:
         yield Cause("store", f"Redis takes no writes: {problem}", "give it memory or disk, or look at its log")
     alive = [worker for worker in found.workers if worker.alive]
-    if not alive:
-        seen = f": the last, {found.workers[0].name}, was seen {found.workers[0].seen:%Y-%m-%d %H:%M:%S} UTC"
-        yield Cause("no_worker", f"no worker runs{seen if found.workers else ''}", "start one: celery -A … worker")
-        return
-    asked = {(w.transition_queue, "transitions") for w in alive} | {(w.trigger_queue, "polls and calls") for w in alive}
-    for queue, what in sorted(asked, key=lambda one: one[::-1]):
-        if not any(queue in worker.queues for worker in alive):
-            text = f"no worker takes the queue {queue}, to which {what} go"
-            yield Cause("queue_without_worker", text, f"start one: celery -A … worker -Q {queue}")
-    have = {module for worker in alive for module in worker.modules}
-    for module in sorted({state.module for state in found.states if state.active} - have):
-        text = f"no worker has the module {module}, which machines are active in"
-        yield Cause("module_without_worker", text, "start a worker whose executor has it")
-    if found.lag_s > BEHIND_S:
-        text = f"{found.due} entries are due and not taken, the first for {found.lag_s:.0f} s"
-        yield Cause("behind", text, "add workers, or look in their log for handlers that take long or hang")
+    if alive:
+        yield from _missing(found, alive)
+    elif not problems:  # else they could not note themselves
+        last = found.workers[0] if found.workers else None
+        seen = f": the last, {last.name}, was seen {last.seen:%Y-%m-%d %H:%M:%S} UTC" if last else ""
+        yield Cause("no_worker", f"no worker runs{seen}", "start one: celery -A … worker")
     if found.quarantined:
         kinds = ", ".join(f"{count} {kind}" for kind, count in list(found.errors.items())[:3])
         text = f"{found.quarantined} machines are quarantined ({kinds})"
@@ -230,6 +204,22 @@ def causes(found: Overview) -> Iterator[Cause]:
     if found.unsent:
         text = f"{found.unsent} tasks can never be sent"
         yield Cause("unsent", text, "the list unsent holds each with its error")
+
+
+def _missing(found: Overview, alive: Sequence[Worker]) -> Iterator[Cause]:
+    """What the living workers do not do."""
+    asked = {(w.transition_queue, "transitions") for w in alive} | {(w.trigger_queue, "polls and calls") for w in alive}
+    for queue, what in sorted(asked, key=lambda one: one[::-1]):
+        if not any(queue in worker.queues for worker in alive):
+            text = f"no worker takes the queue {queue}, to which {what} go"
+            yield Cause("queue_without_worker", text, f"start one: celery -A … worker -Q {queue}", queue)
+    have = {module for worker in alive for module in worker.modules}
+    for module in sorted({state.module for state in found.states if state.active} - have):
+        text = f"no worker has the module {module}, which machines are active in"
+        yield Cause("module_without_worker", text, "start a worker whose executor has it", module)
+    if found.lag_s > BEHIND_S:
+        text = f"{found.due} entries are due and not taken, the first for {found.lag_s:.0f} s"
+        yield Cause("behind", text, "add workers, or look in their log for handlers that take long or hang")
 
 
 # --- one shard -------------------------------------------------------------------------------------------------------
@@ -273,7 +263,7 @@ def _shard(keys: Keys, walked: int) -> Steps[_Shard]:
     (time,) = yield from read([], ("TIME",))
     now_us = time_us(time)
     now_ms = now_us // 1000
-    operations, moves, first, due, requests, unsent, quarantined, early, noted, memory, persistence = yield from read(
+    operations, moves, first, due, requests, unsent, quarantined, noted, memory, persistence = yield from read(
         [],
         ("ZCARD", keys.operations),
         ("HGETALL", keys.moves),
@@ -282,7 +272,6 @@ def _shard(keys: Keys, walked: int) -> Steps[_Shard]:
         ("LLEN", keys.requests),
         ("LLEN", keys.unsent),
         ("HLEN", keys.quarantine),
-        ("ZRANGE", keys.early, 0, EARLY - 1, "REV", "WITHSCORES"),
         ("ZRANGE", keys.workers, 0, SHOWN - 1, "REV", "WITHSCORES"),
         ("INFO", "memory"),
         ("INFO", "persistence"),
@@ -299,7 +288,7 @@ def _shard(keys: Keys, walked: int) -> Steps[_Shard]:
         lag_s=lag_ms / 1000,
         requests=requests,
         unsent=unsent,
-        early=(yield from early_signals(keys, early)),
+        early=(yield from early_signals(keys)),
         workers=read_workers(time, noted),
         store=_store(_info(memory), _info(persistence)),
     )
@@ -370,19 +359,6 @@ def _errors(keys: Keys) -> Steps[dict[str, int]]:
         with suppress(ValueError, KeyError):
             found[str(json.loads(value)["error"]).partition(":")[0]] += 1
     return found
-
-
-def early_signals(keys: Keys, flat: Sequence[bytes]) -> Steps[list[EarlySignals]]:
-    """Of those noted in ``early`` (names and times, in turns) the ones that are kept still."""
-    noted = [(raw.decode(), int(float(score))) for raw, score in zip(flat[::2], flat[1::2], strict=True)]
-    names = [(decode(op), decode(module), decode(signal)) for op, module, signal in (t.split(" ") for t, _ in noted)]
-    looks: list[Command] = [("LLEN", keys.inbox(*name)) for name in names]
-    counts = (yield from read([], *looks)) if looks else []
-    return [
-        EarlySignals(*name, count, moment(at_ms * 1000))
-        for name, (_, at_ms), count in zip(names, noted, counts, strict=True)
-        if isinstance(count, int) and count
-    ]
 
 
 def _info(reply: Any) -> dict[str, str]:

@@ -133,7 +133,8 @@ Examples:
 @deployment_options
 def why(operation: str, as_json: bool, target: Target) -> None:
     """Say why an operation is where it is: what it waits for, since when, until when, and what has failed."""
-    lines = told(_explained(operation, target)[1], datetime.now(UTC))
+    found = target.executor().diagnose(operation)
+    lines = told(found.explanation, found.at, found.causes)
     if as_json:
         print_array(line.strip() for line in lines)
     else:

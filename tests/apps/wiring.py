@@ -28,6 +28,7 @@ def application(name: str) -> Celery:
         broker_connection_retry_on_startup=True,
         worker_prefetch_multiplier=1,
         task_default_queue=os.environ.get("TEST_QUEUE", "celery"),
+        smqueue_trigger_queue=os.environ.get("TEST_TRIGGER_QUEUE"),
         smqueue_shards=os.environ.get("TEST_SHARDS"),
         smqueue_durability=os.environ.get("TEST_DURABILITY"),
     )
