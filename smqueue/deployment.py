@@ -37,22 +37,45 @@ class Deployment:
     ) -> None:
         self._settings_of, self._driver_of = settings, driver
         self._lock = threading.Lock()
-        self._opened: tuple[Settings, Driver] | None = None
+        self._read: Settings | None = None
+        self._made: Driver | None = None
+        self._opened: Driver | None = None
 
     @property
     def settings(self) -> Settings:
-        """The settings, read now if they have not been."""
-        return self._open()[0]
+        """The settings, read now if they have not been; nothing is connected.
+
+        Raises:
+            DefinitionError: There can be no such number of shards.
+        """
+        if (read := self._read) is None:
+            read = self._settings_of()
+            if read.shards < 1:
+                raise DefinitionError(f"smqueue_shards is {read.shards}; it must be at least 1", "settings")
+            self._read = read
+        return read
 
     @property
     def driver(self) -> Driver:
-        """The driver.
+        """The driver; the first time it connects.
 
         Raises:
             StoreUnavailable, StoreRefused, StoreTooOld: No, or no usable, server.
             WrongShardCount: The namespace was made with another number of shards.
         """
-        return self._open()[1]
+        if (opened := self._opened) is None:
+            with self._lock:
+                if (opened := self._opened) is None:
+                    settings = self.settings
+                    self._made = opened = self._made or self._driver_of(settings)  # it knows that nobody has answered
+                    opened.run(_enlist(Keys(settings.namespace), settings))
+                    self._opened = opened
+        return opened
+
+    def close(self) -> None:
+        """Close all connections; what is used again connects again."""
+        if self._opened is not None:
+            self._opened.close()
 
     def keys(self, operation_id: str) -> Keys:
         """The keys of the shard that an operation lives in."""
@@ -74,20 +97,6 @@ class Deployment:
         if len(found) > 1:
             raise CrossShard(", ".join(sorted(set(ids))[:5]))
         return next(iter(found.values())) if found else self.all_keys()[0]
-
-    def _open(self) -> tuple[Settings, Driver]:
-        opened = self._opened
-        if opened is None:
-            with self._lock:
-                opened = self._opened
-                if opened is None:
-                    settings = self._settings_of()
-                    if settings.shards < 1:
-                        raise DefinitionError(f"smqueue_shards is {settings.shards}; it must be at least 1", "settings")
-                    driver = self._driver_of(settings)
-                    driver.run(_enlist(Keys(settings.namespace), settings))
-                    opened = self._opened = (settings, driver)
-        return opened
 
 
 @lru_cache(maxsize=64)

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from smqueue.async_client import AsyncClient
-from smqueue.cancelling import cancel_all
+from smqueue import awaiting, tracing
+from smqueue.async_client import TypedAsyncClient
 from smqueue.deployment import Deployment
 from smqueue.diagnosis import Diagnosis, diagnose
-from smqueue.drivers.doorbell import wait_for
-from smqueue.errors import AmbiguousModule, InvalidInput, SmqueueError, UnknownModule
+from smqueue.drivers.blocking import Blocking
+from smqueue.drivers.switchboard import Board, Switchboard
+from smqueue.drivers.waiter import run
+from smqueue.errors import SmqueueError
 from smqueue.explain import Explanation, explain
 from smqueue.instances import Instances
-from smqueue.keys import Keys, new_id
+from smqueue.keys import new_id
 from smqueue.notifier import Notifier
 from smqueue.outbound import Outbound
 from smqueue.overview import Overview, overview
+from smqueue.pauses import Paused
 from smqueue.producer import Producer, SignalFor
-from smqueue.protocols import control, others
 from smqueue.protocols.autocommit import autocommit
 from smqueue.protocols.signal import Delivery
-from smqueue.queries import ActiveState, InactiveState, MachineId, Queries, active_state, inactive_state
-from smqueue.standing import Standing
-from smqueue.states import State, StateMachine, check_machine, check_operation_id
+from smqueue.queries import ActiveState, InactiveState, MachineId, Queries
+from smqueue.states import State, StateMachine, check_operation_id
+from smqueue.steering import Steering
 from smqueue.transaction import Transaction
+from smqueue.turns import Timeout, Turns
 
 if TYPE_CHECKING:
     from smqueue.operation import Operation
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 P = TypeVar("P")
-Timeout = timedelta | float | None
 
 
 class Executor:
@@ -46,6 +47,7 @@ class Executor:
     def __init__(self, deployment: Deployment, instances: Callable[[], Instances], outbound: Outbound) -> None:
         self._deployment, self._instances_of, self._outbound = deployment, instances, outbound
         self._producer = Producer(deployment, instances, outbound)
+        self._steering = Steering(deployment, instances, outbound)
 
     @property
     def deployment(self) -> Deployment:
@@ -125,7 +127,8 @@ class Executor:
         if home is not None:
             self.instances.get(home)
         commit_id = new_id()
-        steps = autocommit(keys, self.instances, home, fn, commit_id, max_attempts, self.instances.max_active)
+        most, trace = self.instances.max_active, tracing.current()
+        steps = autocommit(keys, self.instances, home, fn, commit_id, max_attempts, most, trace=trace)
         done = self._deployment.driver.run(steps)
         self._producer.after(keys, done, commit_id)
         return done.value
@@ -191,9 +194,16 @@ class Executor:
         """
         return self._producer.signal_many(signals)
 
-    def async_client(self) -> AsyncClient:
-        """The same from an event loop: what many tasks add and signal at the same time travels together."""
-        return AsyncClient(self._deployment, self._producer)
+    def async_client(self) -> TypedAsyncClient:
+        """Adding, signalling, waiting and following from event loops. Make one, and share it between all tasks.
+
+        What many tasks ask for at the same time travels together.
+        """
+        return TypedAsyncClient(self._deployment, self._producer, self._instances_of, self._board())
+
+    def _board(self) -> Board:
+        deployment = self._deployment
+        return Switchboard(lambda: cast("Blocking", deployment.driver))
 
     # --- looking -------------------------------------------------------------------------------------------------
 
@@ -258,16 +268,7 @@ class Executor:
         Raises:
             AwaitTimeout: Not within ``timeout``.
         """
-
-        def look(stands: Standing) -> ActiveState | None:
-            if stands.active is not None:
-                return active_state(stands.active[1])
-            if stands.inactive is not None:
-                past = inactive_state(stands.inactive[1])
-                return ActiveState(past.created_at, past.machine_id, past.step)
-            return None
-
-        return self._await(machine, look, timeout)
+        return self._wait(awaiting.active(self._deployment, self.instances, machine, timeout))
 
     def await_inactive_state(self, machine: StateMachine, timeout: Timeout = None) -> InactiveState:
         """Wait until a machine has left, or finished in, this state.
@@ -275,7 +276,7 @@ class Executor:
         Raises:
             AwaitTimeout: Not within ``timeout``.
         """
-        return self._await(machine, lambda s: inactive_state(s.inactive[1]) if s.inactive else None, timeout)
+        return self._wait(awaiting.inactive(self._deployment, self.instances, machine, timeout))
 
     def await_operation(self, operation_id: str, timeout: Timeout = None) -> None:
         """Wait until an operation has had states and none is active.
@@ -283,114 +284,98 @@ class Executor:
         Raises:
             AwaitTimeout: Not within ``timeout``.
         """
-        keys = self._deployment.keys(check_operation_id(operation_id))
-        what = f"operation {operation_id} to finish"
-        self._until(keys, operation_id, lambda: self._finished(keys, operation_id) or None, timeout, what)
+        self._wait(awaiting.operation_end(self._deployment, operation_id, timeout))
 
-    def _finished(self, keys: Keys, operation_id: str) -> bool:
-        return self._deployment.driver.run(others.has_finished(keys, operation_id))
-
-    def _await(self, machine: StateMachine, look: Callable[[Standing], T | None], timeout: Timeout) -> T:
-        check_machine(machine)
-        if machine.module is not None and machine.module not in self.instances:
-            raise UnknownModule(machine.module, ", ".join(self.instances.ids()) or "none")
-        placed = self.instances.place(machine)
-
-        def found() -> T | None:
-            stands = self._queries.stands(machine)
-            return None if stands is None else look(stands[1])
-
-        return self._until(
-            self._deployment.keys(placed.op), placed.op, found, timeout, f"{placed} in operation {placed.op}"
-        )
-
-    def _until(self, keys: Keys, op: str, look: Callable[[], T | None], timeout: Timeout, what: str) -> T:
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        return wait_for(self._deployment.driver, keys.bell(op), look, seconds, what)
+    def _wait(self, turns: Turns[T]) -> T:
+        return run(lambda: self._deployment.driver, turns)
 
     # --- steering ------------------------------------------------------------------------------------------------
 
-    def cancel(self, operation_id: str, reason: str | None = None, children: bool = False) -> int:
+    def cancel(
+        self, operation_id: str, reason: str | None = None, children: bool = False, *, force: bool = False
+    ) -> int:
         """End every active machine of an operation: inactive, and marked cancelled.
+
+        What a module has declared with ``on_cancel`` runs here, or, where this process lacks its code, in a worker.
 
         Args:
             operation_id: The operation.
-            reason: Kept in the records.
+            reason: Kept in the records, and given to cancel handlers; at most 2,000 bytes.
             children: Cancel the operations that its transitions have started, too.
+            force: End all of them without their cancel handlers.
 
         Returns:
             How many machines were ended.
+
+        Raises:
+            CancelUnfinished: The cancel handler of some has failed, or cannot be run here: workers go on with those.
+                Nothing of the operation commits until they have ended, too.
         """
-        keys = self._deployment.keys(check_operation_id(operation_id))
-        return cancel_all(self._deployment.driver, self.instances, keys, operation_id, reason or "", children)
+        return self._steering.cancel(operation_id, reason, children=children, force=force)
 
     def pause(
-        self, operation_id: str | None = None, *, module: str | None = None, state: type[State] | str | None = None
+        self,
+        operation_id: str | None = None,
+        *,
+        module: str | None = None,
+        state: type[State] | str | None = None,
+        reason: str | None = None,
     ) -> None:
         """Stop the transitions of an operation, a module, or one state type of a module.
 
         Once this has returned, nothing of it commits until ``resume``. Triggers and deadlines run on: what falls due
-        meanwhile fires at the resume.
+        meanwhile fires at the resume. What is paused already stays as it is.
+
+        Args:
+            operation_id: An operation; it need not have begun.
+            module: A module, instead.
+            state: One state type of a module.
+            reason: For ``paused``, ``explain`` and whoever looks; at most 2,000 bytes.
 
         Raises:
             InvalidInput: Neither or both of an operation and a module are given.
+
+        Redis: 1 round trip for each shard concerned.
         """
-        for _, name in self._controls(operation_id, module, state):
-            self._deployment.driver.run(control.pause(name))
+        self._steering.pause(operation_id, module, state, reason)
 
     def resume(
         self, operation_id: str | None = None, *, module: str | None = None, state: type[State] | str | None = None
     ) -> None:
         """Let go on what ``pause`` with the same arguments has stopped."""
-        for keys, name in self._controls(operation_id, module, state):
-            _, hint = self._deployment.driver.run(control.resume(keys, name))
-            if hint:
-                self._outbound.hint(keys.namespace, keys.shard)
+        self._steering.resume(operation_id, module, state)
 
-    def _controls(
-        self, operation_id: str | None, module: str | None, state: type[State] | str | None
-    ) -> Sequence[tuple[Keys, str]]:
-        if operation_id is not None and (module is not None or state is not None):
-            raise InvalidInput("operation_id", "give an operation, or a module (and state), not both")
-        if operation_id is not None:
-            keys = self._deployment.keys(check_operation_id(operation_id))
-            return [(keys, keys.control(operation_id))]
-        if module is None:
-            owners = [m for m in self.instances.ids() if state is not None and self._type_name(m, state) is not None]
-            if not owners:
-                raise InvalidInput("operation_id", "give an operation, a module, or a state type of a module")
-            if len(owners) > 1:
-                raise AmbiguousModule(str(state), ", ".join(owners))
-            module = owners[0]
-        self.instances.get(module)
-        name = None if state is None else self._type_name(module, state)
-        if state is not None and name is None:
-            raise InvalidInput("state", f"module {module} has no such state")
-        return [(keys, keys.control_module(module, name)) for keys in self._deployment.all_keys()]
+    def paused(self, limit: int = 1_000) -> list[Paused]:
+        """What is paused: operations, modules and state types, since when and why; the longest first.
 
-    def _type_name(self, module: str, state: type[State] | str) -> str | None:
-        types = self.instances.get(module).module.types
-        return next((name for name, known in types.items() if state in {name, known.cls}), None)
+        Args:
+            limit: At most so many.
 
-    def retry(self, operation_id: str) -> int:
-        """Take the operation's machines out of quarantine: those with an outcome run it again, others are armed anew.
+        Redis: 2 round trips for each shard: what is paused is kept in a list, and not searched for.
+        """
+        return self._steering.paused(limit)
+
+    def retry(
+        self, operation_id: str | None = None, *, module: str | None = None, state: type[State] | str | None = None
+    ) -> int:
+        """Take machines out of quarantine: those with an outcome run it again, others are armed anew.
+
+        What was set aside because its cancel handler kept failing is cancelled again.
+
+        Args:
+            operation_id: Those of this operation only.
+            module: Those of this module only.
+            state: Those of one state type of a module only. With none of these, all of the namespace.
 
         Returns:
             How many were quarantined.
+
+        Raises:
+            InvalidInput: Both an operation and a module are given.
+
+        Redis: some 5 round trips for each 100.
         """
-        keys, driver = self._deployment.keys(check_operation_id(operation_id)), self._deployment.driver
-        count = 0
-        cursor: Any = b"0"
-        while True:
-            cursor, flat = driver.command("HSCAN", keys.active(operation_id), cursor, "COUNT", 500)
-            for field, raw in zip(flat[::2], flat[1::2], strict=True):
-                steps = control.retry(keys, self.instances, operation_id, field.decode(errors="replace"), raw, new_id())
-                was, hint = driver.run(steps)
-                count += was
-                if hint:
-                    self._outbound.hint(keys.namespace, keys.shard)
-            if int(cursor) == 0:
-                return count
+        return self._steering.retry(operation_id, module, state)
 
     # --- inside --------------------------------------------------------------------------------------------------
 

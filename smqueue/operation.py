@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from smqueue.explain import Explanation
-from smqueue.notifier import Subscription
+from smqueue.notifier import Updates
 from smqueue.protocols.signal import Delivery
 from smqueue.queries import ActiveState, InactiveState, MachineId
 from smqueue.states import State, StateMachine
@@ -56,17 +56,17 @@ class Operation:
         """Wait until it has had states and none is active; see ``Executor.await_operation``."""
         self._executor.await_operation(self.id, timeout)
 
-    def subscribe(self, after: int | None = None, *, timeout: timedelta | float | None = None) -> Subscription:
+    def subscribe(self, after: int | None = None, *, timeout: timedelta | float | None = None) -> Updates:
         """Follow it; see ``Notifier.subscribe``."""
         return self._executor.notifier.subscribe(self.id, after=after, timeout=timeout)
 
-    def cancel(self, reason: str | None = None, children: bool = False) -> int:
+    def cancel(self, reason: str | None = None, children: bool = False, *, force: bool = False) -> int:
         """See ``Executor.cancel``."""
-        return self._executor.cancel(self.id, reason, children)
+        return self._executor.cancel(self.id, reason, children, force=force)
 
-    def pause(self) -> None:
+    def pause(self, reason: str | None = None) -> None:
         """See ``Executor.pause``."""
-        self._executor.pause(self.id)
+        self._executor.pause(self.id, reason=reason)
 
     def resume(self) -> None:
         """See ``Executor.resume``."""

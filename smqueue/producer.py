@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from smqueue.deployment import Deployment
@@ -18,7 +18,9 @@ from smqueue.protocols.signal import Delivered, Delivery, signal
 from smqueue.queries import MachineId
 from smqueue.relay import Relay
 from smqueue.roundtrip import Run, Steps
+from smqueue.spans import add_span, added, signal_span, signalled, signals_span
 from smqueue.states import StateMachine, check_machine
+from smqueue.tracing import header_of, spanning
 
 TOGETHER = 500
 """Signals in one write."""
@@ -73,12 +75,18 @@ class Producer:
             self.after(keys, done, commit_id)
             return [MachineId(machine) for machine in done.value]
 
-        return keys, add(keys, instances, batch, commit_id, exist_ok, instances.max_active), then
+        span = add_span([machine.operation_id for machine in batch])
+        steps = add(keys, instances, batch, commit_id, exist_ok, instances.max_active, header_of(span))
+        return keys, spanning(span, steps, added), then
 
     def signalling(
-        self, asked: SignalFor
+        self, asked: SignalFor, trace: str | None = None
     ) -> tuple[Keys, Steps[Delivered | None], Callable[[Delivered | None], Delivery]]:
         """Send a signal; returns as ``adding``.
+
+        Args:
+            asked: The signal.
+            trace: The header of the span that it is sent in; unless given it has one of its own.
 
         Raises:
             UnknownModule, UnknownSignal, AmbiguousModule, InvalidPayload, TooLarge: See ``Executor.signal``.
@@ -94,12 +102,25 @@ class Producer:
             return done.delivery
 
         options: Any = {"machine": asked.machine or "", "signal_id": asked.id or "", "limit": instances.inbox_limit}
-        steps = signal(keys, told, new_id(), push=instances.push(keys), **options)
-        return keys, steps, then
+        span = signal_span(told.operation_id, told.signal, told.module) if trace is None else None
+        header = header_of(span) if trace is None else trace
+        steps = signal(keys, told, new_id(), push=instances.push(keys), trace=header, **options)
+        return keys, spanning(span, steps, signalled), then
 
     def signal_many(self, signals: Iterable[SignalFor]) -> list[Delivery | SmqueueError]:
         """See ``Executor.signal_many``."""
-        asked = [self.signalling(one) for one in signals]
+        some = list(signals)
+        span = signals_span([one.operation_id for one in some])
+        asked = [self.signalling(one, header_of(span)) for one in some]
+        try:
+            return self._signal_all(asked)
+        finally:
+            if span is not None:
+                span.end()
+
+    def _signal_all(
+        self, asked: Sequence[tuple[Keys, Steps[Delivered | None], Callable[[Delivered | None], Delivery]]]
+    ) -> list[Delivery | SmqueueError]:
         shards: dict[int, list[int]] = {}
         for place, (keys, _, _) in enumerate(asked):
             shards.setdefault(keys.shard, []).append(place)

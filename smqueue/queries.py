@@ -136,7 +136,7 @@ class Queries:
             return None
         placed = self._instances.place(machine)
         keys = self._deployment.keys(placed.op)
-        return placed, self._deployment.driver.run(_stands(keys, self._instances, placed))
+        return placed, self._deployment.driver.run(standing_of(keys, self._instances, placed))
 
     def _records(
         self, key: str, op: str, module: str | None, parse: Callable[[bytes], T]
@@ -178,7 +178,8 @@ class Queries:
                 return
 
 
-def _stands(keys: Keys, instances: Instances, placed: Placed) -> Steps[Standing]:
+def standing_of(keys: Keys, instances: Instances, placed: Placed) -> Steps[Standing]:
+    """Where a state stands; 1 round trip."""
     looks = standing_looks(keys, placed)
     replies = yield from read([], *looks.commands)
     return standing(keys, instances, placed, dict(zip(looks.commands, replies, strict=True)))

@@ -140,6 +140,23 @@ def repeat(script: str, keys: Sequence[str], args: Sequence[Arg], parse: Callabl
     return (yield from call(script, keys, args, parse))
 
 
+def single(*command: Arg) -> Steps[Any]:
+    """One command outside of any protocol; 1 round trip. An error reply is raised."""
+    (reply,) = yield from read([], command)
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def over(look: Callable[[], Steps[T]]) -> Steps[T]:
+    """Look again when the connection was lost meanwhile: a look changes nothing. The driver bounds how often."""
+    while True:
+        try:
+            return (yield from look())
+        except LostReply:
+            continue
+
+
 def text(raw: Any) -> str:
     """A bulk reply as text."""
     return raw.decode() if isinstance(raw, bytes) else str(raw)

@@ -21,7 +21,7 @@ from smqueue.drivers.line import Line
 from smqueue.drivers.nodes import Nodes, nodes_of
 from smqueue.drivers.scripts import script
 from smqueue.errors import NotReplicated, StoreRefused, StoreUnavailable
-from smqueue.roundtrip import Call, Calls, Command, Commit, LostReply, Pause, Read, RoundTrip, Run, Steps
+from smqueue.roundtrip import Call, Calls, Command, Commit, LostReply, Pause, Read, RoundTrip, Run, Steps, single
 
 T = TypeVar("T")
 MAX_LOST = 3
@@ -60,7 +60,7 @@ class Blocking:
         """
         run = Run(steps)
         lost, doubt = 0, False
-        with Line(self._nodes()) as line:
+        with Line(self.nodes()) as line:
             while run.request is not None:
                 reply = self._trip(line, run.request)
                 lost = lost + 1 if isinstance(reply, LostReply) else 0
@@ -81,18 +81,18 @@ class Blocking:
 
     def command(self, *args: Any) -> Any:
         """One command outside of any protocol, for looks that need none."""
-        return self.run(_single(args))
+        return self.run(single(*args))
 
     def doorbell(self, *channels: str) -> Doorbell:
         """A doorbell that rings for any of these channels."""
-        return Doorbell(self._nodes(), *channels)
+        return Doorbell(self.nodes(), *channels)
 
     def close(self) -> None:
         """Close all connections."""
         if self._opened is not None and self._pid == os.getpid():
             self._opened.close()
 
-    def _nodes(self) -> Nodes:
+    def nodes(self) -> Nodes:
         """The servers as this process knows them; after a fork anew."""
         if self._opened is None or self._pid != os.getpid():
             if self._lock_pid != os.getpid():
@@ -205,10 +205,3 @@ def _lost(cause: Exception) -> LostReply:
     lost = LostReply()
     lost.__cause__ = cause
     return lost
-
-
-def _single(args: tuple[Any, ...]) -> Steps[Any]:
-    replies = yield Read((), (args,))
-    if isinstance(replies[0], Exception):
-        raise replies[0]
-    return replies[0]

@@ -72,6 +72,11 @@ class Cluster(Nodes):
             raise StoreUnavailable(shown(self.url), f"no node of the cluster has slot {slot}")
         return self._at(address)
 
+    def every(self) -> list[Node]:
+        """See ``Nodes``."""
+        _, spans = self._map or self._ask()
+        return [self._at(address) for address in dict.fromkeys(address for _, address in spans)]
+
     def look_again(self) -> None:
         """See ``Nodes``."""
         self._map = None

@@ -5,21 +5,17 @@ Sharded, because a plain channel of a cluster is told to all of its nodes; on a 
 
 from __future__ import annotations
 
-import math
 import selectors
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from redis.exceptions import ResponseError
 
 from smqueue.drivers.connect import ELSEWHERE, LOST, translated
-from smqueue.drivers.driver import Driver
 from smqueue.drivers.nodes import Node, Nodes
-from smqueue.errors import AwaitTimeout, StoreUnavailable
-
-T = TypeVar("T")
+from smqueue.errors import StoreUnavailable
 
 LONGEST_S = 2.0
 """One look at the latest after this long: a ring that was lost with a connection delays, and loses nothing."""
@@ -119,21 +115,3 @@ def _see_confirmed(connection: Any, channel: str, url: str) -> None:
             raise
         except ResponseError as error:
             raise translated(url, error) from None
-
-
-def wait_for(driver: Driver, channel: str, look: Callable[[], T | None], seconds: float | None, what: str) -> T:
-    """Look, and look again when a bell rings; subscribed before the look that counts, so nothing between is missed.
-
-    Raises:
-        AwaitTimeout: ``look`` was in vain for so long.
-    """
-    if (already := look()) is not None:
-        return already
-    with driver.doorbell(channel) as bell:
-        until = None if seconds is None else bell.clock() + seconds
-        while (found := look()) is None:
-            left = math.inf if until is None else until - bell.clock()
-            if left <= 0:
-                raise AwaitTimeout(what, seconds)
-            bell.wait(left)
-        return found

@@ -75,6 +75,10 @@ class Nodes(ABC):
         """
 
     @abstractmethod
+    def every(self) -> list[Node]:
+        """All servers that take writes; raises as ``node``."""
+
+    @abstractmethod
     def look_again(self) -> None:
         """What was known may be wrong by now."""
 
@@ -93,6 +97,10 @@ class One(Nodes):
     def node(self, key: str | bytes | None) -> Node:  # noqa: ARG002
         """See ``Nodes``."""
         return self._node
+
+    def every(self) -> list[Node]:
+        """See ``Nodes``."""
+        return [self._node]
 
     def look_again(self) -> None:
         """See ``Nodes``; nothing is known but where to ask."""

@@ -6,16 +6,18 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
+from weakref import finalize
 
 from redis.exceptions import RedisError
 
 from smqueue.drivers.connect import shown, translated
 from smqueue.drivers.driver import Driver
 from smqueue.drivers.group import group
-from smqueue.errors import StoreUnavailable
+from smqueue.errors import SmqueueError, StoreUnavailable
 from smqueue.roundtrip import LostReply, Run, Steps
 
 T = TypeVar("T")
@@ -38,20 +40,26 @@ class Outcome(NamedTuple):
     value: Any
 
 
+class ClientClosed(SmqueueError):
+    """This client was closed: make another one, or keep one open for as long as the program runs."""
+
+
 class Together:
     """A thread that runs protocols for event loops: whatever has been asked for meanwhile, as one group.
 
-    The thread is started with the first of them, and so anew after a fork.
+    The thread is started with the first of them, and so anew after a fork. It ends when this is closed or forgotten.
 
     Args:
-        driver: What runs the groups.
+        driver: Gives what runs the groups; called on the thread, since it may have to connect.
     """
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Callable[[], Driver]) -> None:
         self._driver = driver
         self._pid = 0
         self._starting: dict[int, threading.Lock] = {}  # by process: one that is held at a fork stays held
-        self._asked = SimpleQueue[Asked]()
+        self._asked = SimpleQueue[Asked | None]()
+        self._ended = Future[None]()
+        self._closed = False
 
     async def run(self, steps: Steps[T], then: Callable[[T], R]) -> R:
         """Run a protocol to its end, and ``then`` on the thread with its result; returns what that returned.
@@ -59,44 +67,77 @@ class Together:
         Raises:
             StoreUnavailable: No answer; whether the last request was applied is not known.
             StoreRefused: The server does not take our commands.
+            ClientClosed: It is closed.
             Exception: What the protocol or ``then`` raised.
         """
-        if self._pid != os.getpid():
+        if self._pid != os.getpid() and not self._closed:
             self._start()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[R] = loop.create_future()
         self._asked.put(Asked(steps, then, loop, answer))
+        if self._closed:  # looked at only now: what came before the end of the queue is served
+            raise ClientClosed
         return await answer
+
+    def close(self) -> Future[None]:
+        """Take nothing more, do what was asked for, and end; the future is done when the thread has."""
+        self._closed = True
+        if self._pid == os.getpid():
+            self._asked.put(None)
+            return self._ended
+        return _done()
 
     def _start(self) -> None:
         with self._starting.setdefault(os.getpid(), threading.Lock()):
             if self._pid != os.getpid():
-                self._asked, self._pid = SimpleQueue(), os.getpid()
-                threading.Thread(target=self._serve, args=(self._asked,), name="smqueue-together", daemon=True).start()
+                self._asked, self._ended = SimpleQueue(), Future()
+                service = (self._driver, self._asked, self._ended)  # not self: the thread must not keep it
+                threading.Thread(target=_serve, args=service, name="smqueue-together", daemon=True).start()
+                finalize(self, self._asked.put, None).atexit = False
+                self._pid = os.getpid()
 
-    def _serve(self, queue: SimpleQueue[Asked]) -> None:
-        while True:
-            some = [queue.get()]
-            with suppress(Empty):
-                while len(some) < LARGEST:
-                    some.append(queue.get_nowait())
-            ended: Sequence[Run[Any] | Exception]
-            try:
-                ended = self._driver.run(group([asked.steps for asked in some]))
-            except Exception as error:
-                ended = [error] * len(some)
-            told: dict[asyncio.AbstractEventLoop, list[tuple[Asked, Outcome | Exception]]] = {}
-            for asked, run in zip(some, ended, strict=True):
-                told.setdefault(asked.loop, []).append((asked, self._outcome(asked, run)))
-            for loop, answers in told.items():
-                with suppress(RuntimeError):  # it was closed meanwhile
-                    loop.call_soon_threadsafe(_tell, answers)
 
-    def _outcome(self, asked: Asked, run: Run[Any] | Exception) -> Outcome | Exception:
-        try:
-            return run if isinstance(run, Exception) else Outcome(asked.then(result_of(run, self._driver.url)))
-        except Exception as raised:
-            return raised
+def _done() -> Future[None]:
+    done = Future[None]()
+    done.set_result(None)
+    return done
+
+
+def _serve(driver_of: Callable[[], Driver], queue: SimpleQueue[Asked | None], ended: Future[None]) -> None:
+    more = True
+    while more:
+        taken = list[Asked | None]()  # while it waits it keeps nothing
+        taken.append(queue.get())
+        with suppress(Empty):
+            while len(taken) < LARGEST:
+                taken.append(queue.get_nowait())
+        more = None not in taken
+        _run([asked for asked in taken if asked is not None], driver_of)
+    ended.set_result(None)
+
+
+def _run(some: Sequence[Asked], driver_of: Callable[[], Driver]) -> None:
+    ended: Sequence[Run[Any] | Exception]
+    url = ""
+    try:
+        driver = driver_of()
+        url = driver.url
+        ended = driver.run(group([asked.steps for asked in some]))
+    except Exception as error:
+        ended = [error] * len(some)
+    told: dict[asyncio.AbstractEventLoop, list[tuple[Asked, Outcome | Exception]]] = {}
+    for asked, run in zip(some, ended, strict=True):
+        told.setdefault(asked.loop, []).append((asked, _outcome(asked, run, url)))
+    for loop, answers in told.items():
+        with suppress(RuntimeError):  # it was closed meanwhile
+            loop.call_soon_threadsafe(_tell, answers)
+
+
+def _outcome(asked: Asked, run: Run[Any] | Exception, url: str) -> Outcome | Exception:
+    try:
+        return run if isinstance(run, Exception) else Outcome(asked.then(result_of(run, url)))
+    except Exception as raised:
+        return raised
 
 
 def result_of(run: Run[T], url: str) -> T:

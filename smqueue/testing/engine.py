@@ -12,6 +12,7 @@ from smqueue.executor import Executor
 from smqueue.leases import Lease, Leases
 from smqueue.protocols.claim import Armed, claim
 from smqueue.records import Active, Placed
+from smqueue.tallies import Tallies
 from smqueue.testing.virtual import run_virtually
 from smqueue.worker.engine import Engine
 
@@ -106,7 +107,7 @@ class LocalEngine(Engine):
     def __init__(self, executor: Executor, outbound: LocalOutbound) -> None:
         super().__init__(cast("Any", None), executor, cast("Any", outbound))
         self.noted = outbound
-
+        self._tallies = Tallies()  # for nobody
         self._drains: dict[int, LocalDrain] = {}
 
     def drain_of(self, shard: int) -> LocalDrain:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from smqueue.deployment import DEFAULT_NAMESPACE, Deployment, Settings
+from smqueue.drivers.switchboard import Board
 from smqueue.errors import InvalidInput, NeverIdle, NothingHappens
 from smqueue.executor import Executor
 from smqueue.instances import Instance, Instances
@@ -17,6 +18,7 @@ from smqueue.modules import Module
 from smqueue.protocols import runs
 from smqueue.states import State, check_name
 from smqueue.testing.armed import Waiting, named, single, waiting
+from smqueue.testing.board import LocalBoard
 from smqueue.testing.due import next_due_ms
 from smqueue.testing.engine import LocalEngine, LocalOutbound, SentTask
 from smqueue.testing.hosting import LocalHost
@@ -232,6 +234,9 @@ class LocalExecutor(Executor):
     def shared_data(self, key: str) -> Any:
         """What handlers have written to a key by ``tx.shared``; see ``data``."""
         return read_key(self._driver, key)
+
+    def _board(self) -> Board:
+        return LocalBoard(self._driver)
 
     # --- inside --------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from smqueue.testing.store import Store
 ID = re.compile(r"(?<![\w-])[\w-]{16}(?![\w-])")
 """What looks like an id that smqueue has made."""
 
-PASSING = ("hint", "updates", "moves", "early", "workers", "watched", "watch", "roused", "meta")
+PASSING = ("hint", "updates", "moves", "tallies", "early", "workers", "watched", "watch", "roused", "meta")
 RANDOM = ("marker:", "reply:")
 
 

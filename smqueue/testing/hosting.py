@@ -125,13 +125,17 @@ class LocalHost:
         if isinstance(trigger, Wait):
             if self._loop is None:
                 self._loop = HostingLoop(lambda: self._store.now_us / 1_000_000)
-            one.task = self._loop.create_task(self._wait(one, trigger))
+            one.task = self._loop.create_task(self._spanned(one, trigger))
         elif isinstance(trigger, Channel):
             try:
                 one.channel = trigger.name_for(armed.placed.state)
             except Exception as error:  # the user's function of the state
                 self._end(armed.entry)
                 one.attempt.again(NAME_AGAIN_MS, error_text(error))
+
+    async def _spanned(self, one: Hosted, trigger: Wait[Any, Any]) -> None:
+        with one.attempt.spanned():
+            await self._wait(one, trigger)
 
     async def _wait(self, one: Hosted, trigger: Wait[Any, Any]) -> None:
         attempt = one.attempt

@@ -18,6 +18,7 @@ from smqueue.records import Active, Machine, Placed
 from smqueue.roundtrip import text
 from smqueue.states import Context, State
 from smqueue.transaction import Transaction
+from smqueue.trigger_types import Cancel
 
 
 class Unsound(AssertionError):
@@ -49,6 +50,8 @@ class Decisions:
             self.story.append(f"{handler.name} of {placed.op} raises {error_text(error)}")
             raise
         came = f"{placed.op} goes to {result}" if result is not None else f"{placed.op} stays in {placed.state}"
+        if isinstance(handler.trigger, Cancel):
+            came = f"{placed.op} ends in {placed.state}, cancelled"
         self.story.append(f"{handler.name} runs: {came}")
         reads = sorted(repr(pair) for pair in tx.buffer.known.items())
         given = (context.attempt_id, handler.name, repr(outcome), *reads)

@@ -234,9 +234,11 @@ class Store(Keyspace):
         self.touch(key)
         return item
 
-    def _blpop(self, key: bytes, _: bytes) -> list[bytes] | None:
-        item = self._lpop(key)
-        return None if item is None else [key, item]
+    def _blmove(self, key: bytes, to: bytes, take: bytes, put: bytes, _: bytes) -> bytes | None:
+        if key != to or (take, put) != (b"LEFT", b"LEFT"):
+            raise ReplyError("ERR BLMOVE from one place to another is not in the model of Redis")
+        held = self.of(List, key)
+        return held[0] if held else None
 
     def _lrem(self, key: bytes, count: bytes, item: bytes) -> int:
         held, most = self.of(List, key), int(count)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from smqueue.errors import SmqueueError
 from smqueue.modules import Module
+from smqueue.protocols import cancel
 from smqueue.roundtrip import text
 from smqueue.states import State, StateMachine
 from smqueue.testing.armed import Waiting
@@ -127,6 +128,15 @@ class World:
             return f"taken by {self.executor.publish(channel, message)}"
 
         self._event(Event(f"{message!r} is published on {channel}", happen))
+
+    def cancel(self, operation_id: str, reason: str | None = None) -> None:
+        """The operation may be cancelled: by a worker, cancel handlers and all, which may die in it."""
+
+        def begin() -> str:
+            self._explored.begin_cancel(operation_id, reason)
+            return ""
+
+        self._event(Event(f"{operation_id} is to be cancelled", begin))
 
     def may(self, what: str, happen: Callable[[LocalExecutor], object]) -> None:
         """Anything else may happen: ``world.may("o1 is cancelled", lambda executor: executor.cancel("o1"))``."""
@@ -305,6 +315,12 @@ class Explored(LocalExecutor):
         held = self._held() if found else ()
         machines = [entry for entry in found if entry not in held and not entry.startswith("~")]
         return machines or [entry for entry in found if entry.startswith("~")]  # these do not race with any machine
+
+    def begin_cancel(self, operation_id: str, reason: str | None) -> None:
+        """Leave a cancelling to the worker."""
+        keys = self.deployment.keys(operation_id)
+        self._driver.run(cancel.begin(keys, operation_id, reason or "", children=False))
+        self._driver.command("ZADD", keys.schedule, "XX", self._store.now_ms, cancel.entry_of(operation_id))
 
     def hosted(self) -> Collection[str]:
         """Entries of what is pending here."""

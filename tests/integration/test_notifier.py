@@ -10,8 +10,9 @@ import pytest
 from smqueue import Module, State, Transaction, Update, after
 from smqueue.drivers.doorbell import Doorbell
 from smqueue.errors import HistoryRewound, StoreUnavailable, UpdatesLost
-from smqueue.notifier import Subscription
+from smqueue.following import FollowingOne
 from smqueue.roundtrip import LostReply
+from smqueue.turns import Turns
 from tests.inprocess import Local, Play
 from tests.waiting import wait_until
 
@@ -258,7 +259,7 @@ def test_nothing_is_missed_between_history_and_live(local: Local, monkeypatch: p
     """A subscription is registered before its first look, and each look is by cursor: whatever happens around them
     is told once, without waiting for a later look. (semantics 35, 36)"""
     local.add("op", Counting(0))
-    enter, read = Doorbell.__enter__, Subscription._read  # pyright: ignore[reportPrivateUsage]
+    enter, read = Doorbell.__enter__, FollowingOne._read  # pyright: ignore[reportPrivateUsage]
 
     def entering(self: Doorbell) -> Doorbell:
         go(local, "op")
@@ -268,15 +269,15 @@ def test_nothing_is_missed_between_history_and_live(local: Local, monkeypatch: p
 
     reads: list[int] = []
 
-    def reading(self: Subscription) -> bool:
-        found = read(self)
+    def reading(self: FollowingOne) -> Turns[bool]:
+        found = yield from read(self)
         reads.append(1)
         if len(reads) in {1, 2}:
             go(local, "op")
         return found
 
     monkeypatch.setattr(Doorbell, "__enter__", entering)
-    monkeypatch.setattr(Subscription, "_read", reading)
+    monkeypatch.setattr(FollowingOne, "_read", reading)
     monkeypatch.setattr("smqueue.drivers.doorbell.LONGEST_S", 30.0)
     with local.executor.notifier.subscribe("op", timeout=5) as updates:
         seen = [next(updates) for _ in range(5)]

@@ -55,6 +55,21 @@ def wrong_payload(tx: Transaction, state: Expected, scan: str) -> Shelved:
     return Shelved(state.parcel, 1)
 
 
+@depot.on_cancel(Expected)  # E: a cancel handler returns nothing
+def comes_back(tx: Transaction, state: Expected, reason: str | None) -> Shelved:
+    return Shelved(state.parcel, 1)
+
+
+@depot.on_cancel(Expected)  # E: there may be no reason
+def reasonable(tx: Transaction, state: Expected, reason: str) -> None:
+    tx.set("why", reason)
+
+
+@depot.on_cancel(Expected)  # E: of another state
+def of_another(tx: Transaction, state: Shelved, reason: str | None) -> None:
+    tx.set("why", state.parcel)
+
+
 @depot.on(Expected, recall)  # E: there is no payload
 def unexpected_payload(tx: Transaction, state: Expected, scan: Scan) -> Shelved:
     return Shelved(state.parcel, 1)

@@ -10,6 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, assert_type
 
 from smqueue import (
+    AsyncClient,
+    Client,
     Context,
     Delivery,
     Edge,
@@ -23,6 +25,8 @@ from smqueue import (
     State,
     StateMachine,
     Transition,
+    TypedAsyncClient,
+    Update,
     after,
     at,
     call,
@@ -138,6 +142,16 @@ def recalled(tx: Transaction, state: Expected | Shelved, _: None) -> Returned:
 @depot.on(Shelved, weights)
 def weighed(tx: Transaction, state: Shelved, grams: list[int], context: Context[Depot]) -> Shelved:
     return Shelved(state.parcel, shelf=sum(grams) + len(context.module.city))
+
+
+@depot.on_cancel(Expected)
+def called_off(tx: Transaction, state: Expected, reason: str | None) -> None:
+    tx.rpush("called-off", reason or state.parcel)
+
+
+@depot.on_cancel((Shelved, Held))
+def cleared(tx: Transaction, state: Shelved | Held, reason: str | None, context: Context[Depot]) -> None:
+    tx.send_task("clear", args=[state.parcel, context.module.city, reason])
 
 
 @depot.on((Expected, Shelved), after(timedelta(days=7)))
@@ -325,6 +339,42 @@ def matched(state: State) -> str:
             return parcel
         case _:
             return ""
+
+
+# --- clients
+
+
+async def from_a_loop(executor: Executor) -> None:
+    client = executor.async_client()
+    assert_type(client, TypedAsyncClient)
+    await client.add([machine], exist_ok=True)
+    assert_type(await client.signal("parcel-1", arrival, Scan(1), id="once"), Delivery)
+    await client.signal("parcel-1", recall)
+    await client.signal("parcel-1", "arrival", {"gate": 1}, module="depot")
+    created: datetime = (await client.await_active_state(machine, timeout=3)).created_at
+    won: str | None = (await client.await_inactive_state(machine, timeout=timedelta(seconds=3))).won
+    await client.await_operation("parcel-1")
+    async with client.subscribe("parcel-1", after=0, timeout=1.5) as updates:
+        async for update in updates:
+            assert_type(update, Update)
+    await client.aclose()
+    assert created
+    assert won
+
+
+async def without_code() -> None:
+    async with AsyncClient("redis://localhost", "depot", shards=2) as client:
+        ids: list[str] = [*await client.add([{"operation_id": "parcel-2", "type": "Held", "state": {"parcel": "p"}}])]
+        assert_type(await client.signal("parcel-2", "recall", timeout=timedelta(seconds=3)), Delivery)
+        async for update in client.subscribe_all("depot", timeout=1):
+            assert_type(update.operation_id, str)
+        assert ids
+
+
+def blocking() -> None:
+    with Client("redis://localhost") as client, client.subscribe("parcel-2", timeout=1) as updates:
+        client.await_operation("parcel-2", timeout=1)
+        assert [update.sequence for update in updates]
 
 
 # --- smqueue.testing

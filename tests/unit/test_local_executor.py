@@ -39,7 +39,7 @@ from smqueue import (
     task,
     wait,
 )
-from smqueue.errors import AmbiguousTrigger, MissingExtra, NeverIdle, NotArmed, NothingHappens
+from smqueue.errors import AmbiguousTrigger, CancelUnfinished, MissingExtra, NeverIdle, NotArmed, NothingHappens
 from smqueue.testing import LocalExecutor, SentTask
 from smqueue.testing import lua as lua_scripts
 
@@ -590,6 +590,42 @@ def test_machines_are_steered(executor: LocalExecutor) -> None:
     executor.resume("o2")
     assert executor.cancel("o2", "changed my mind") == 1
     assert not executor.has_active_states("o2")
+
+
+def test_cancel_handlers_run_in_memory() -> None:
+    """What is undone commits with the end; a handler that fails is tried again in virtual time."""
+    module = Module("undone", retry=Retry(max_attempts=5, base=timedelta(minutes=1), cap=timedelta(minutes=1)))
+    broken = [True, True]
+
+    @module.state
+    class Open(State):
+        n: int
+
+    @module.state(terminal=True)
+    class Over(State):
+        n: int
+
+    @module.on(Open, after(hours=1))
+    def late(tx: Transaction, state: Open, _: None) -> Over:
+        return Over(state.n)
+
+    @module.on_cancel(Open)
+    def undo(tx: Transaction, state: Open, reason: str | None, context: Context) -> None:
+        tx.send_task("refund", args=[state.n, reason])
+        if broken and state.n == 2:
+            broken.pop()
+            raise OSError("not now")
+        tx.rpush("undone", context.module)
+
+    with LocalExecutor(module, context="shop") as executor:
+        executor.add_state_machines([StateMachine("o", Open(1)), StateMachine("o", Open(2))])
+        with pytest.raises(CancelUnfinished, match="OSError: not now"):
+            executor.cancel("o", "why")
+        assert executor.data("undone") == ["shop"]
+        executor.advance(minutes=3)
+        assert not executor.has_active_states("o")
+        assert executor.data("undone") == ["shop", "shop"]
+        assert [task.args for task in executor.sent_tasks] == [(1, "why"), (2, "why")]
 
 
 def test_finished_operations_are_forgotten() -> None:

@@ -53,7 +53,7 @@ def asking(number: int) -> Steps[int]:
 
 def all_of(driver: Any, count: int) -> list[Any]:
     """So many tasks ask at the same time; the gate opens once all have."""
-    together = Together(driver)
+    together = Together(lambda: driver)
 
     async def ask() -> list[Any]:
         tasks = [asyncio.ensure_future(together.run(asking(n), lambda it: it * 10)) for n in range(count)]
@@ -91,7 +91,7 @@ def test_what_the_driver_raises_reaches_each() -> None:
 def test_one_that_has_given_up_is_in_nobodys_way() -> None:
     """A task that is cancelled while its request is under way changes nothing for the others."""
     driver: Any = Gated(numbers)
-    together = Together(driver)
+    together = Together(lambda: driver)
 
     async def ask() -> int:
         impatient = asyncio.ensure_future(together.run(asking(1), lambda it: it))
