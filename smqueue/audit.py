@@ -36,7 +36,7 @@ KNOWN = SINGLE | frozenset(
 )
 OTHERS = frozenset(
     ["data", "marker", "reply", "updates", "moves", "early", "workers", "hint", "watch", "roused", "watched", "meta"]
-).union({"children", "unsent"})
+).union({"tallies", "children", "unsent", "controls"})
 """Kinds of key that are not looked into."""
 SEEN_TWICE = frozenset({Kind.WRONG_TYPE, Kind.UNREADABLE_MACHINE, Kind.WRONG_MACHINE})
 """What two checks may find, each in its own words."""

@@ -1,34 +1,238 @@
 """Cancelling an operation, and with it those that its transitions have started.
 
 Each operation notes that it is being cancelled before any of them ends, so that whoever dies half-way, the workers
-finish what was begun.
+finish what was begun. A machine with a cancel handler is ended by whoever has its code; one whose handler fails stays
+until that has succeeded, or it is cancelled by force.
 """
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
 from smqueue.drivers.driver import Driver
+from smqueue.errors import CancelUnfinished, CommitFailed, SmqueueError, StoreUnavailable, TornCommit, error_text
 from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id, shard_of
-from smqueue.protocols import control
+from smqueue.logs import about
+from smqueue.outbound import Outbound
+from smqueue.protocols import cancel
+from smqueue.protocols.bounds import PARK_MS
+from smqueue.protocols.cancel import Ended, Leaving, Noted
+from smqueue.retry import Retry
+
+log = logging.getLogger("smqueue.cancel")
+
+ELSEWHERE_MS = 2_000
+"""When a worker that lacks the code of a cancel handler looks again; others may look sooner."""
+WORKER_S = 5.0
+"""After this long a worker hands over to another message, that no task runs for long."""
+
+Own = Callable[[Keys, Sequence[bytes]], None]
+"""Does what a commit has left to be done right after it."""
 
 
-def cancel_all(driver: Driver, instances: Instances, keys: Keys, operation_id: str, reason: str, children: bool) -> int:
-    """Cancel an operation; returns how many machines were ended."""
-    driver.run(control.begin_cancel(keys, operation_id, reason, children))
-    return finish_cancel(driver, instances, keys, operation_id)
+class Done(NamedTuple):
+    """How far a cancelling has come."""
+
+    ended: int
+    """Machines that this run has ended."""
+    left: int = 0
+    """Machines that it had to leave."""
+    why: str = ""
+    """Why the first of them was left."""
 
 
-def finish_cancel(driver: Driver, instances: Instances, keys: Keys, operation_id: str) -> int:
-    """Go on with a cancellation that was begun, by this process or by one that died."""
-    waiting, ended, begun = [(keys, operation_id)], 0, {operation_id}
-    while waiting:
-        there, op = waiting.pop()
-        found, reason = driver.run(control.children_to_cancel(there, op))
-        for child in found:
-            if child not in begun:
-                begun.add(child)
-                its = Keys(keys.namespace, shard_of(child, instances.shards))
-                driver.run(control.begin_cancel(its, child, reason, children=True))
-                waiting.append((its, child))
-        ended += driver.run(control.cancel(there, op, new_id(), instances.longest_keep(), instances.chain))
-    return ended
+class Cancelling:
+    """One run of a cancelling: by its caller, or by a worker that goes on with it.
+
+    Args:
+        driver: The way to Redis.
+        instances: The registered modules.
+        outbound: What is told of triggers that end, and of what falls due.
+        own: Does what cancel handlers have left to be done.
+        worker: Whether this is a worker's run: it keeps its time, and leaves alone what was set aside.
+    """
+
+    def __init__(
+        self, driver: Driver, instances: Instances, outbound: Outbound, own: Own, *, worker: bool = False
+    ) -> None:
+        self.driver, self.instances, self.outbound, self.own, self.worker = driver, instances, outbound, own, worker
+        self._until = time.monotonic() + (WORKER_S if worker else float("inf"))
+        self._ended = self._left = 0
+        self._why = ""
+
+    def run(self, keys: Keys, operation_id: str) -> Done:
+        """Go on with what was begun, as far as this process can."""
+        waiting, known = [(keys, operation_id)], {operation_id}
+        while waiting:
+            there, op = waiting.pop()
+            noted, children = self.driver.run(cancel.noted(there, op))
+            for child in children:
+                if child not in known and noted is not None:
+                    known.add(child)
+                    waiting.append((self._begin(keys, child, noted), child))
+            _Operation(self, there, op, noted).finish()
+        return Done(self._ended, self._left, self._why)
+
+    def _begin(self, keys: Keys, child: str, noted: Noted) -> Keys:
+        its = Keys(keys.namespace, shard_of(child, self.instances.shards))
+        so_far, _ = self.driver.run(cancel.noted(its, child))
+        if so_far is None or not so_far.children or so_far.force < noted.force:
+            self.driver.run(cancel.begin(its, child, noted.reason, children=True, force=noted.force))
+        return its
+
+    @property
+    def late(self) -> bool:
+        """Whether it is others' turn."""
+        return time.monotonic() > self._until
+
+    def after(self, keys: Keys, op: str, done: Ended, commit_id: str) -> None:
+        """What follows a commit that has ended machines."""
+        self._ended += len(done.machines)
+        if done.hint:
+            self.outbound.hint(keys.namespace, keys.shard)
+        if done.watched:
+            for one, machine in done.machines:
+                if machine is None:
+                    continue
+                with suppress(SmqueueError):  # of what cannot be read here nobody is told
+                    _, placed = self.instances.load(op, one.field, one.active.version)
+                    self.outbound.ended(placed, one.active, machine.arming, machine.armed, None)
+            for placed, active in done.started:
+                self.outbound.armed(placed, active, commit_id)
+        if done.requests:
+            self.own(keys, done.requests)
+
+    def torn(self) -> None:
+        """A machine has ended, although a command of its handler's has failed."""
+        self._ended += 1
+
+    def leave(self, count: int, why: str) -> None:
+        """So many machines have to stay."""
+        self._left += count
+        self._why = self._why or why
+
+
+class _Operation:
+    """One operation in it."""
+
+    def __init__(self, run: Cancelling, keys: Keys, op: str, noted: Noted | None) -> None:
+        self.run, self.keys, self.op, self.noted = run, keys, op, noted
+        self.keep = run.instances.longest_keep()
+        self._stay: dict[bytes, str] = {}
+        """What has to stay: why."""
+        self._again_ms: list[int] = []
+
+    def finish(self) -> None:
+        """End all that can be ended here."""
+        driver, keys, op = self.run.driver, self.keys, self.op
+        while True:
+            stay, in_time = len(self._stay), self._pass()
+            if driver.run(cancel.lift(keys, op)) or self.noted is None:
+                return
+            if not in_time:
+                driver.run(cancel.put_off(keys, op, self.noted, 0))
+                self.run.outbound.hint(keys.namespace, keys.shard)
+                return
+            if self._stay and len(self._stay) == stay:
+                break
+        again_ms = min(self._again_ms, default=PARK_MS)
+        driver.run(cancel.put_off(keys, op, self.noted, again_ms))
+        if not again_ms:
+            self.run.outbound.hint(keys.namespace, keys.shard)
+        self.run.leave(len(self._stay), next(iter(self._stay.values())))
+
+    def _pass(self) -> bool:
+        """Look at all machines once; returns whether there was time for that."""
+        if self.noted is None:
+            return True
+        driver, instances, cursor = self.run.driver, self.run.instances, b"0"
+        while True:
+            cursor, found = driver.run(cancel.page(self.keys, instances, self.op, cursor, self.noted.force))
+            new = [one for one in found if one.raw not in self._stay]
+            plain = [one for one in new if one.undo is None and one.lacking is None]
+            for at in range(0, len(plain), cancel.BATCH):
+                self._end(plain[at : at + cancel.BATCH], self.noted)
+            for one in new:
+                if one.undo is not None or one.lacking is not None:
+                    if self.run.late:
+                        return False
+                    self._undo(one, self.noted)
+            if int(cursor) == 0:
+                return True
+
+    def _end(self, batch: Sequence[Leaving], noted: Noted) -> None:
+        commit_id = new_id()
+        steps = cancel.end(self.keys, self.op, batch, noted, commit_id, self.keep, self.run.instances.chain)
+        self.run.after(self.keys, self.op, self.run.driver.run(steps), commit_id)
+
+    def _undo(self, one: Leaving, noted: Noted) -> None:
+        """Run a cancel handler, or leave its machine to others."""
+        if one.lacking is not None:
+            self._stays(one, f"its cancel handler cannot be run here: {one.lacking}", self._elsewhere_ms)
+            return
+        if one.aside and self.run.worker:
+            self._stays(one, "its cancel handler was given up", None)
+            return
+        commit_id = new_id()
+        try:
+            steps = cancel.undo(self.keys, self.run.instances, self.op, one, noted, commit_id, self.keep)
+            done = self.run.driver.run(steps)
+        except StoreUnavailable:
+            raise
+        except CommitFailed as error:  # bad luck is no fault
+            self._stays(one, str(error), Retry().jittered_ms(1))
+        except TornCommit as torn:
+            text = "torn commit of the cancelling of operation %s: %s"
+            log.error(text, self.op, torn.problem, extra=about(self.op))
+            self.run.torn()
+        except Exception as error:
+            self._failed(one, error)
+        else:
+            self.run.after(self.keys, self.op, done, commit_id)
+
+    def _failed(self, one: Leaving, error: Exception) -> None:
+        assert one.undo is not None
+        placed, handler = one.undo
+        label = handler.label(placed.module, placed.type.name)
+        text = self.run.instances.without_secrets(error_text(error), placed, handler)
+        extra = about(self.op, machine=one.active.machine, module=placed.module, state=placed.type.name)
+        log.warning("cancel handler %s of operation %s failed: %s", label, self.op, text, extra=extra)
+        told = f"cancel handler {label}: {text}"
+        retry = placed.type.module.retry
+        again_ms = self.run.driver.run(cancel.failed(self.keys, self.op, one, retry, error, told))
+        if again_ms is None:
+            aside = "operation %s: %s cannot be cancelled and is quarantined: %s"
+            log.error(aside, self.op, placed, text, extra=extra)
+        self._stays(one, told, again_ms)
+
+    @property
+    def _elsewhere_ms(self) -> int:
+        return ELSEWHERE_MS if self.run.worker else 0
+
+    def _stays(self, one: Leaving, why: str, again_ms: int | None) -> None:
+        self._stay[one.raw] = why
+        if again_ms is not None:
+            self._again_ms.append(again_ms)
+
+
+def cancel_all(
+    run: Cancelling, keys: Keys, operation_id: str, reason: str, *, children: bool = False, force: bool = False
+) -> int:
+    """Cancel an operation.
+
+    Returns:
+        How many machines were ended.
+
+    Raises:
+        CancelUnfinished: Some had to be left to workers.
+    """
+    run.driver.run(cancel.begin(keys, operation_id, reason, children, force))
+    done = run.run(keys, operation_id)
+    if done.left:
+        raise CancelUnfinished(operation_id, done.ended, done.left, done.why)
+    return done.ended

@@ -18,7 +18,7 @@ from smqueue.places import function_of
 from smqueue.retry import Failed
 from smqueue.schemas import Codec, codec_for
 from smqueue.states import Context, State, StateType, type_of
-from smqueue.trigger_types import Channel, Reached, Signal, Trigger
+from smqueue.trigger_types import Cancel, Channel, Reached, Signal, Trigger
 
 if TYPE_CHECKING:
     from smqueue.modules import Module
@@ -199,6 +199,8 @@ class Resolver:
 
     def _returns(self) -> tuple[tuple[type[State], ...], bool]:
         hint = self._evaluate(self.signature.returns, "return value")
+        if isinstance(self.given.trigger, Cancel) and hint is not _NOTHING:
+            raise self._fail(f"a cancel handler returns nothing, for its machine ends: write -> None, not {text(hint)}")
         if hint is inspect.Parameter.empty:
             return tuple(known.cls for known in self.module.types.values()), True
         declared: list[type[State]] = []
@@ -228,6 +230,12 @@ class Resolver:
                 return trigger.codec
             case Reached():
                 return self._reached(hint, trigger)
+            case Cancel():
+                if not fits(str | None, hint):
+                    raise self._fail(
+                        f"its third parameter is the reason of the cancelling: annotate it str | None, not {text(hint)}"
+                    )
+                return codec_for(str | None, identity=False, where="reason")
             case Channel(codec=Codec() as codec):
                 self._check_payload(hint, trigger.payload_type, trigger.text, trigger.where)
                 return codec

@@ -207,6 +207,17 @@ class CrossShard(SmqueueError):
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
+class CancelUnfinished(SmqueueError):
+    """Of operation {operation_id} {ended} machines have ended, and {left} not yet: {why}. Nothing else of it commits,
+    and workers go on with that; cancel it with force=True (--force) to end them without their cancel handlers."""
+
+    fields = ("operation_id", "ended", "left", "why")
+    operation_id: str
+    ended: int
+    left: int
+    why: str
+
+
 class CommitFailed(SmqueueError):
     """Not committed after {attempts} attempts: others kept changing what it depends on ({last_error})."""
 

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import MISSING, dataclass, fields
@@ -146,6 +147,8 @@ class Instances:
         """The hint for a shard, if commits are to push it; the builder sets it."""
         self.time_limit: Callable[[str, float], AbstractContextManager[None]] = lambda _what, _seconds: nullcontext()
         """What bounds the run of a handler; a worker sets it."""
+        self.ran: Callable[[Placed, str, float], None] = lambda _placed, _handler, _seconds: None
+        """Told how long each run of a handler has taken; a worker sets it."""
 
     def register(self, instance: Instance) -> None:
         """Raises DuplicateModule when the id is taken."""
@@ -308,8 +311,12 @@ class Instances:
         self, handler: Handler, tx: Transaction, placed: Placed, outcome: Any, context: Context[Any, Any]
     ) -> State | None:
         """Run a handler within its module's time limit."""
-        with self.time_limit(f"handler {handler.name}", placed.type.module.handler_timeout.total_seconds()):
-            return handler.apply(tx, placed.state, outcome, context)
+        began = time.perf_counter()
+        try:
+            with self.time_limit(f"handler {handler.name}", placed.type.module.handler_timeout.total_seconds()):
+                return handler.apply(tx, placed.state, outcome, context)
+        finally:
+            self.ran(placed, handler.name, time.perf_counter() - began)
 
     def context(self, placed: Placed, machine: str, attempt: str) -> Context[Any, Any]:
         """What a handler's or a trigger's fourth parameter gets."""

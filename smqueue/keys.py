@@ -8,19 +8,21 @@ schedules are ms, both by Redis's clock.
 ``active:<op>``                  hash    ``module type state`` → ``[machine, step, at µs, version, made, lone, seal]``
 ``inactive:<op>``                hash    the same field → JSON object: the above, exited, visits, who won, by how much
 ``history:<op>``                 list    one JSON entry a step, in commit order; its index is the operation's sequence
-``machine:<record>``             string  ``[guard, arming, op, field, {trigger: what it waits for}]``; the guard is
-                                         the id of the last commit. Written by EXEC only; what a commit watches
-``race:<record>``                hash    what the race has brought so far: outcome, claims, attempts, errors. Absent
-                                         while a machine just waits
+``machine:<record>``             string  ``[guard, arming, op, field, {trigger: what it waits for}, 1 when its state
+                                         has a cancel handler, the span that has entered its state, if traced]``; the
+                                         guard is the id of the last commit. Written by EXEC only; what commits watch
+``race:<record>``                hash    what the race has brought so far: outcome (and the span that has brought it, if
+                                         traced), claims, attempts, errors. Absent while a machine just waits
 ``schedule``                     zset    ``<record>:<arming>`` the race, ``…:<trigger>`` its code, ``~…`` other → due
 ``hosted``                       zset    the same for coroutines and channels, which live on a worker's event loop
 ``waiting:<op>:<mod>:<signal>``  zset    ``<record>:<arming>:<trigger>`` → since when it waits, µs: longest first. The
                                          machine of an operation that has not begun is not in it
-``inbox:<op>:<mod>:<signal>``    list    early signals, oldest first: JSON with id, time, payload
+``inbox:<op>:<mod>:<signal>``    list    early signals, oldest first: JSON with id, time, payload, span if traced
 ``seen:<op>``                    zset    ids of signals → when, ms; bounded
 ``marker:<attempt>``             string  what a commit without a record answered, for a caller who lost the reply
-``control:<op>`` and             string  ``paused`` or ``cancelling …``
+``control:<op>`` and             string  ``paused <since, ms> <reason>`` or ``cancelling <since, ms> <how> <reason>``
 ``control:module:<mod>[:<type>]``
+``controls``                     zset    the controls that are paused, without ``control:`` → since when, ms
 ``held:<control>``               set     entries that fell due while that control was set
 ``quarantine``                   hash    record → JSON: why, since when
 ``watchers:<op>``                set     entries that want to look again after each commit of that operation
@@ -32,9 +34,11 @@ schedules are ms, both by Redis's clock.
 ``unsent``                       list    tasks that can never be sent, JSON with their error: for somebody to look at
 ``reply:<id>``                   list    the answer to a client's call
 ``updates``                      stream  the last updates of all operations, bounded
-``moves``                        hash    ``module from to how`` → how often, counted in the commit (``to!`` is terminal):
+``moves``                        hash    ``module from to how`` → how often, counted by commits (``to!`` is terminal):
                                          what has come into a state less what has left it is how many are in it
 ``early``                        zset    ``op module signal`` → when one was last kept early, ms: the last 1,000
+``tallies``                      hash    what workers have counted and measured: ``tally[:bucket] labels`` → how many
+                                         (shard 0); statistics, added up every few seconds by each process
 ``workers``                      zset    JSON of a worker of the last day → when it noted itself last, ms (shard 0)
 ``hint``                         string  set while a transition hint is under way
 ``watch``                        string  the process that looks when things fall due, for a second
@@ -103,6 +107,7 @@ class Keys:
         self.requests, self.updates, self.hint, self.watched = p + "requests", p + "updates", p + "hint", p + "watched"
         self.quarantine, self.finished, self.meta, self.wake = p + "quarantine", p + "finished", p + "meta", p + "wake"
         self.moves, self.early, self.workers = p + "moves", p + "early", p + "workers"
+        self.controls, self.tallies = p + "controls", p + "tallies"
         self.unsent, self.bells, self.watch, self.roused = p + "unsent", p + "bells", p + "watch", p + "roused"
         self.machine_prefix, self.race_prefix, self.active_prefix = p + "machine:", p + "race:", p + "active:"
 
@@ -163,6 +168,10 @@ class Keys:
         An operation cannot have this key by its id: its colon would be encoded.
         """
         return f"{self.prefix}control:module:{encode(module)}" + (f":{encode(type_name)}" if type_name else "")
+
+    def controlled(self, control: str) -> str:
+        """What a control (a key) is about, as ``controls`` names it: ``<op>`` or ``module:<mod>[:<type>]``."""
+        return control.removeprefix(f"{self.prefix}control:")
 
     def held(self, control: str) -> str:
         """Set of entries that fell due while ``control`` (a key) was set."""

@@ -23,7 +23,7 @@ from smqueue.places import here, local_names, place_of
 from smqueue.retry import Retry
 from smqueue.schemas import codec_for, dataclass_codec
 from smqueue.states import Context, State, StateType, register, type_of
-from smqueue.trigger_types import Signal, Trigger
+from smqueue.trigger_types import Cancel, Signal, Trigger
 
 if TYPE_CHECKING:
     from marshmallow import Schema
@@ -72,6 +72,33 @@ class On(Generic[S, Out, M]):
         Raises:
             DefinitionError: Not a plain function of three or four positional parameters with a return annotation; or a
                 second handler of that name on one state.
+        """
+        self._module._handle(self._states, self._trigger, fn)  # pyright: ignore[reportPrivateUsage]
+        return fn
+
+
+class OnCancel(Generic[S, M]):
+    """The decorator that ``Module.on_cancel`` returns. It returns the function unchanged."""
+
+    def __init__(self, module: Module[M], states: tuple[StateType, ...], where: str) -> None:
+        self._module = module
+        self._states = states
+        self._trigger = Cancel[Any](where)
+
+    @overload
+    def __call__(
+        self, fn: Callable[[Transaction, S, str | None, Context[M, Any]], None], /
+    ) -> Callable[[Transaction, S, str | None, Context[M, Any]], None]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[[Transaction, S, str | None], None], /
+    ) -> Callable[[Transaction, S, str | None], None]: ...
+    def __call__(self, fn: Any, /) -> Any:
+        """Register ``fn`` as the cancel handler.
+
+        Raises:
+            DefinitionError: Not a plain function of three or four positional parameters that returns ``None``; or a
+                second one for a state.
         """
         self._module._handle(self._states, self._trigger, fn)  # pyright: ignore[reportPrivateUsage]
         return fn
@@ -236,6 +263,43 @@ class Module(Generic[M]):
         check_trigger(self, trigger, where)
         return On[Any, Any, Any](self, tuple(self._state_for(cls, where) for cls in classes), trigger)
 
+    @overload
+    def on_cancel(self, state: type[S], /) -> OnCancel[S, M]: ...
+    @overload
+    def on_cancel(self, state: tuple[type[A], type[B]], /) -> OnCancel[A | B, M]: ...
+    @overload
+    def on_cancel(self, state: tuple[type[A], type[B], type[C]], /) -> OnCancel[A | B | C, M]: ...
+    @overload
+    def on_cancel(self, state: tuple[type[A], type[B], type[C], type[D]], /) -> OnCancel[A | B | C | D, M]: ...
+    @overload
+    def on_cancel(self, state: tuple[type[A], ...], /) -> OnCancel[A, M]: ...
+    def on_cancel(self, state: Any, /) -> Any:
+        """Register what is to be undone when a machine is cancelled in a state: ``@orders.on_cancel(Awaiting)``.
+
+        The function gets the transaction, the state and the reason (``None``: none was given); and, as a fourth
+        parameter, the context. What it writes, sends and starts commits in the same EXEC that ends the machine, or not
+        at all. It may run several times, like any handler. What it starts must be in another operation, for its own is
+        ending, and is not cancelled with its ``children``.
+
+        It runs in the process that cancels, if that has this module, else in a worker. When it raises, the machine
+        stays, and a worker tries again with the module's ``retry``; when that is exhausted the machine is quarantined,
+        until ``retry``, another ``cancel``, or ``cancel(force=True)``, which ends it without its handler.
+
+        Args:
+            state: A state class of this module, or a tuple of them; each has at most one cancel handler.
+
+        Returns:
+            The decorator.
+
+        Raises:
+            DefinitionError: Not a state of this module, or a terminal one.
+        """
+        where = here()
+        classes: tuple[Any, ...] = cast("tuple[Any, ...]", state) if isinstance(state, tuple) else (state,)
+        if not classes:
+            raise DefinitionError("on_cancel(…) needs a state class, or a tuple of them", where)
+        return OnCancel[Any, Any](self, tuple(self._state_for(cls, where) for cls in classes), where)
+
     def migrate(self, state: type[State], *, since: int) -> Callable[[Migration], Migration]:
         """Register what maps the fields of older records, ``dict → dict``, to the form of version ``since``.
 
@@ -302,15 +366,20 @@ class Module(Generic[M]):
             return
         with self._lock:
             handlers: dict[str, list[Handler]] = {name: [] for name in self.types}
+            undoing: dict[str, Handler] = {}
             for given in self._registrations:
                 handler = Resolver(self, given).handler()
                 for known in given.states:
-                    handlers[known.name].append(handler)
+                    if isinstance(given.trigger, Cancel):
+                        undoing[known.name] = handler
+                    else:
+                        handlers[known.name].append(handler)
             for known in self.types.values():
                 if not known.terminal and not known.dynamic and not handlers[known.name]:
                     raise NoTransitions(f"state {known.name} of module {self.name}", known.where)
             for known in self.types.values():
                 known.handlers = tuple(handlers[known.name])
+                known.on_cancel = undoing.get(known.name)
             self._dynamic = DynamicForm(self)
             self._resolved = True
 
@@ -388,7 +457,14 @@ class Module(Generic[M]):
         name = defined_name("name of a handler", getattr(fn, "__name__", ""), where)
         for state in states:
             for other in self._registrations:
-                if other.name == name and state in other.states:
+                both = isinstance(trigger, Cancel) + isinstance(other.trigger, Cancel)
+                if both == 2 and state in other.states:
+                    raise DefinitionError(
+                        f"state {state.name} has a cancel handler already, {other.name} (defined at {other.where}): it "
+                        "has one at most",
+                        where,
+                    )
+                if not both and other.name == name and state in other.states:
                     raise DefinitionError(
                         f"state {state.name} has a handler {name} already (defined at {other.where}): a trigger is "
                         "named after its handler",

@@ -94,8 +94,18 @@ class _Active(msgspec.Struct, array_like=True):
     seal: str = ""
 
 
+class _Machine(msgspec.Struct, array_like=True):
+    guard: str
+    arming: str | Literal[0]
+    op: str
+    field: str
+    armed: Armed
+    undo: int = 0
+    trace: Any = ""
+
+
 _active = msgspec.json.Decoder(_Active).decode
-_machine = msgspec.json.Decoder(tuple[str, str | Literal[0], str, str, Armed]).decode
+_machine = msgspec.json.Decoder(_Machine).decode
 
 
 class Active(NamedTuple):
@@ -136,19 +146,26 @@ class Machine(NamedTuple):
     op: str
     field: str
     armed: Armed
+    undo: bool = False
+    """Its state has a cancel handler: who lacks its code leaves its cancelling to others."""
+    trace: str = ""
+    """The header of the span that has entered its state, if there is one: see ``smqueue.tracing``."""
 
     def dump(self) -> str:
         """The string that commits watch."""
-        return compact([self.guard, self.arming if self.arming != self.guard else 0, self.op, self.field, self.armed])
+        arming = self.arming if self.arming != self.guard else 0
+        more = [int(self.undo), self.trace] if self.trace else [1] if self.undo else []
+        return compact([self.guard, arming, self.op, self.field, self.armed, *more])
 
     @classmethod
     def parse(cls, raw: bytes | str) -> Machine:
         """Raises ValueError when it is not one."""
         try:
-            guard, arming, op, field, armed = _machine(raw)
+            it = _machine(raw)
         except RecursionError:
             raise ValueError("not the value of a machine") from None
-        return cls(guard, arming or guard, op, field, armed)
+        trace = it.trace if isinstance(it.trace, str) else ""
+        return cls(it.guard, it.arming or it.guard, it.op, it.field, it.armed, it.undo > 0, trace)
 
     @property
     def record(self) -> str:
@@ -188,6 +205,8 @@ class Item(NamedTuple):
     """The one that it is for, unless it is for any."""
     at_us: int
     """When it was accepted."""
+    trace: str = ""
+    """The header of the span that has sent it, if there is one."""
 
     @classmethod
     def parse(cls, raw: bytes) -> Item:
@@ -198,6 +217,7 @@ class Item(NamedTuple):
             data = None
         match data:
             case {"payload": payload, "at": int(at_us)}:
-                return cls(raw, compact(payload), data.get("machine"), at_us)
+                trace = data.get("trace", "")
+                return cls(raw, compact(payload), data.get("machine"), at_us, trace if isinstance(trace, str) else "")
             case _:
                 raise ValueError("not a signal")

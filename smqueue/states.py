@@ -177,6 +177,7 @@ class StateType:
         where: The place in the user's code where it was registered.
         migrations: By version: what maps the fields of older records to that version's.
         handlers: What ``@module.on`` registered, in declaration order; filled when the module is resolved.
+        on_cancel: What ``@module.on_cancel`` registered; filled with them.
     """
 
     cls: type[State]
@@ -187,6 +188,7 @@ class StateType:
     where: str
     migrations: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     handlers: tuple[Handler, ...] = ()
+    on_cancel: Handler | None = None
 
     @property
     def dynamic(self) -> bool:

@@ -32,7 +32,7 @@ else:  # defaults of type variables come with Python 3.13; only type checkers ne
     O_co = TypeVar("O_co", covariant=True)
     P = TypeVar("P")
 
-Kind = Literal["signal", "deadline", "poll", "call", "wait", "channel", "task", "reached", "finished", "now"]
+Kind = Literal["signal", "deadline", "poll", "call", "wait", "channel", "task", "reached", "finished", "now", "cancel"]
 
 DAY_MS = 86_400_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -46,7 +46,7 @@ class Trigger(Generic[S_contra, O_co]):
     Generic in the state whose machines may wait for it and in the type of its outcome.
 
     Attributes:
-        kind: Which of the ten.
+        kind: Which of the ten; ``cancel`` is none that a state can wait for.
         where: The place in the user's code that made it, ``file:line``.
     """
 
@@ -299,6 +299,15 @@ class Now(Trigger["State", None]):
     """Completes at once."""
 
     kind = "now"
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+
+class Cancel(Trigger[S_contra, "str | None"]):
+    """What stands in a trigger's place for a cancel handler: it never races, and its outcome is the reason."""
+
+    kind = "cancel"
 
     def __init__(self, where: str) -> None:
         self.where = where

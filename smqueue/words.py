@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from smqueue.diagnosis import OF_ALL
 from smqueue.explain import ArmedTrigger, Explanation, MachineExplanation, label_of
 from smqueue.overview import Cause
+from smqueue.pauses import Paused
 from smqueue.queries import InactiveState
 
 
@@ -55,10 +56,11 @@ def _machine(one: MachineExplanation, now: datetime) -> Iterator[str]:
         case "unreadable":
             yield f"{label} cannot be read here{error}."
         case "paused":
-            held = f" ({' and '.join(one.held_by)})" if one.held_by else ""
+            held = f" ({' and '.join(_pause(pause, now) for pause in one.pauses)})" if one.pauses else ""
             yield f"{label} {op} is paused{held}: what falls due waits for smqueue resume."
         case "cancelling":
-            yield f"{label} {op} is being cancelled."
+            tries = f"; its cancel handler has failed {one.attempts} times{error}" if one.attempts else ""
+            yield f"{label} {op} is being cancelled{tries}."
         case "decided":
             tries = f"; its handler has failed {one.attempts} times" if one.attempts else ""
             yield f"{label} {op} is decided: {one.won} has won, and a worker is to apply it{tries}{error}."
@@ -66,6 +68,11 @@ def _machine(one: MachineExplanation, now: datetime) -> Iterator[str]:
             yield f"{label} {op} has been waiting{since}{f'; last error{error}' if error else ''}."
     for trigger in one.triggers:
         yield f"  {_trigger(trigger, now, open_still=one.status == 'waiting')}"
+
+
+def _pause(one: Paused, now: datetime) -> str:
+    since = f" for {span(now - one.since)}" if one.since else ""
+    return f"{one}{since}{f': {one.reason}' if one.reason else ''}"
 
 
 def _trigger(one: ArmedTrigger, now: datetime, *, open_still: bool) -> str:

@@ -20,6 +20,7 @@ def add(
     commit_id: str,
     exist_ok: bool = False,
     max_active: int | None = None,
+    trace: str = "",
 ) -> Steps[Done[list[str]]]:
     """Start machines, all or none; 2 round trips.
 
@@ -45,6 +46,6 @@ def add(
     def looks(begun: Collection[str]) -> Look:
         return arrivals(keys, instances, batch, begun)
 
-    done = yield from autocommit(keys, instances, None, run, commit_id, max_active=max_active, looks=looks)
+    done = yield from autocommit(keys, instances, None, run, commit_id, max_active=max_active, looks=looks, trace=trace)
     made = {one.placed.record: one.active.machine for one in done.machines}
     return done._replace(value=[made.get(record) or existing[record] for record in done.value])

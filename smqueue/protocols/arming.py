@@ -95,7 +95,8 @@ def arm(
                 ("ZADD", schedule_of(keys, kind_of(machine.armed[name])), *nx, at, f"{machine.entry}:{name}")
             )
     else:
-        commands.append(("HSET", race, "won", won[0], "value", won[1], "at", won[2]))
+        sent = ("trace", item.trace) if item is not None and item.trace else ()
+        commands.append(("HSET", race, "won", won[0], "value", won[1], "at", won[2], *sent))
     score = now_ms if won else min(deadline or parked(now_us), parked(now_us))
     commands += [("SET", keys.machine(record), machine.dump()), ("ZADD", keys.schedule, score, machine.entry)]
     if won is None and (score < now_ms + WATCH_MS or not HOSTED_KINDS.isdisjoint(map(kind_of, machine.armed.values()))):
@@ -155,11 +156,14 @@ def _passed(armed: Armed, now_ms: int, head: Callable[[str], Item | None]) -> tu
 
 def enter(
     keys: Keys, to: Placed, handlers: Mapping[str, Handler], active: Active, commit_id: str, now_us: int,
-    head: Callable[[str], Item | None], *, unknown: bool = False,
+    head: Callable[[str], Item | None], *, unknown: bool = False, trace: str = "",
 ) -> Plan:  # fmt: skip
-    """Make a state active and arm it; the arming's id is the commit's. An ``unknown`` one has left nothing behind."""
+    """Make a state active and arm it; the arming's id is the commit's. An ``unknown`` one has left nothing behind.
+
+    ``trace`` is the header of the commit's span, if there is one.
+    """
     armed: Armed = {name: wait_of(handler, to.state, now_us) for name, handler in handlers.items()}
-    machine = Machine(commit_id, commit_id, to.op, to.field, armed)
+    machine = Machine(commit_id, commit_id, to.op, to.field, armed, to.type.on_cancel is not None, trace)
     plan = arm(keys, machine, active, now_us, head, registers=not active.lone)
     field = ("HSET", keys.active(to.op), to.field, active.dump())
     member = ("ZADD", keys.operations, "NX", now_us // 1000, to.op)
@@ -201,8 +205,9 @@ def keep(
     if not armed:
         return None
     race = keys.race(machine.record)
+    traced = ("trace",) if "trace" in it.race else ()
     commands: list[Command] = [
-        ("HDEL", race, "won", "value", "at", "claims", "alone", "attempts", "error"),
+        ("HDEL", race, "won", "value", "at", "claims", "alone", "attempts", "error", *traced),
         ("HDEL", keys.quarantine, machine.record),  # set aside meanwhile by one who took this worker for dead
     ]
     entry = f"{machine.entry}:{name}"

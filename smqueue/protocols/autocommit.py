@@ -41,6 +41,7 @@ def autocommit(
     max_attempts: int = 100,
     max_active: int | None = None,
     looks: Callable[[Collection[str]], Arrivals] | None = None,
+    trace: str = "",
 ) -> Steps[Done[T]]:
     """Run ``fn`` and commit what it did; again when something it has read was changed meanwhile.
 
@@ -51,7 +52,7 @@ def autocommit(
     without a WATCH, or all that add would be in each other's way: what others add until the EXEC is not seen.
 
     ``looks`` tells what ``fn`` is known to read: it is looked at before, and ``fn`` runs but once. It is given the
-    operations whose history is known to have begun.
+    operations whose history is known to have begun. ``trace`` is the header of the span that this is done in.
 
     Raises:
         TooManyActive: With the new machines there would be more than ``max_active`` in this shard; nothing was written.
@@ -88,8 +89,8 @@ def autocommit(
                 raise TooManyActive(look.known[counted], len(tx.starting), max_active)
             yield from look.verify(tx)
             begun |= unbegun(keys, {placed.op for placed in tx.starting}, look)
-            started = yield from start(keys, instances, tx.starting, look, commit_id)
-            ending, requests = tail(keys, instances, tx, look.now_us, started.due, commit_id)
+            started = yield from start(keys, instances, tx.starting, look, commit_id, trace=trace)
+            ending, requests = tail(keys, instances, tx, look.now_us, started.due, commit_id, trace)
             commands = [*started.commands, *ending]
             if not tx.starting and commands:
                 commands.insert(0, ("SET", keys.marker(commit_id), "1", "EX", MARKER_S))

@@ -61,7 +61,7 @@ def renew(keys: Keys, schedule: str, held: Sequence[tuple[str, str]]) -> Steps[l
     )
 
 
-def outcome(keys: Keys, entry: str, kind: str, value: str, token: str = "") -> Steps[tuple[str, bool]]:
+def outcome(keys: Keys, entry: str, kind: str, value: str, token: str = "", trace: str = "") -> Steps[tuple[str, bool]]:
     """Record the outcome of a trigger; the first of a race stands; 1 round trip.
 
     Returns:
@@ -69,7 +69,7 @@ def outcome(keys: Keys, entry: str, kind: str, value: str, token: str = "") -> S
         STALE or LOST to the one who won; nothing depends on that.
     """
     names = (keys.schedule, schedule_of(keys, kind), keys.hint)
-    args = (keys.machine_prefix, keys.race_prefix, entry, value, HINT_MS, token)
+    args = (keys.machine_prefix, keys.race_prefix, entry, value, HINT_MS, token, *((trace,) if trace else ()))
     return (yield from repeat("outcome", names, args, lambda r: (text(r[0]), bool(r[1])), RESENDS))
 
 

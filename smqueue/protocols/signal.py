@@ -45,6 +45,7 @@ def signal(
     asked: bytes = b"",
     limit: int = INBOX_LIMIT,
     push: Push | None = None,
+    trace: str = "",
 ) -> Steps[Delivered | None]:
     """Record the signal for the machine that has waited longest, or keep it; 1 round trip.
 
@@ -58,6 +59,7 @@ def signal(
         asked: The same, for one that is answered: the answer removes it, and what tells a repetition till then.
         limit: How many are kept.
         push: The hint, if the script is to push it.
+        trace: The header of the span that sends it, if there is one.
 
     Returns:
         ``None`` when the request had been fulfilled already.
@@ -70,6 +72,8 @@ def signal(
     names = (keys.waiting(op, module, name), keys.inbox(op, module, name), keys.seen(op), keys.marker(attempt))
     rest = (keys.active(op), keys.inactive(op), keys.schedule, keys.hint, keys.requests, keys.history(op), keys.early)
     envelope = {"id": signal_id or attempt, **({"machine": machine} if machine else {})}
+    if trace:  # first: there the script looks for it
+        envelope = {"trace": trace, **envelope}
     item = compact(envelope)[:-1] + f',"payload":{payload}'
     marker_s = 0 if request else KEPT_MS // 1000 if asked else MARKER_S
     args = (

@@ -74,8 +74,9 @@ def buffered(
 
 
 def start(
-    keys: Keys, instances: Instances, spawned: Sequence[Placed], look: Look, commit_id: str, own: str | None = None
-) -> Steps[Started]:
+    keys: Keys, instances: Instances, spawned: Sequence[Placed], look: Look, commit_id: str, own: str | None = None,
+    trace: str = "",
+) -> Steps[Started]:  # fmt: skip
     """The commands that make new machines active.
 
     Args:
@@ -85,6 +86,7 @@ def start(
         look: What this attempt has seen.
         commit_id: Of the commit that this is part of.
         own: The operation of the transition that this is part of: its history is written by the caller.
+        trace: The header of the commit's span, if there is one.
     """
     commands, told, all_of_them, due = list[Command](), list[dict[str, Any]](), list[Spawned](), False
     now_us = look.now_us
@@ -104,7 +106,7 @@ def start(
             active, entry = sealed(instances.chain, op, "", active, entry)
             items = yield from buffered(keys, instances, placed, active.machine, look)
             handlers = instances.handlers(placed)
-            entered = enter(keys, placed, handlers, active, commit_id, now_us, items.get, unknown=True)
+            entered = enter(keys, placed, handlers, active, commit_id, now_us, items.get, unknown=True, trace=trace)
             look.taken |= entered.taken
             commands += entered.commands
             all_of_them.append(Spawned(placed, active))
@@ -155,7 +157,7 @@ def parse_pairs(flat: Any) -> list[tuple[str, Active]]:
 
 
 def tail(
-    keys: Keys, instances: Instances, tx: Transaction, now_us: int, due: bool, commit_id: str
+    keys: Keys, instances: Instances, tx: Transaction, now_us: int, due: bool, commit_id: str, trace: str = ""
 ) -> tuple[list[Command], list[bytes]]:
     """What ends every commit: the function's own writes, its requests, and the hint (last, so that its reply is found).
 
@@ -165,7 +167,8 @@ def tail(
     from smqueue.protocols.requests import stored
 
     commands = list(tx.buffer.writes)
-    requests = [stored(request, now_us // 1000 + REQUEST_LEASE_MS) for request in tx.requests]
+    more = {"trace": trace} if trace else {}
+    requests = [stored({**request, **more}, now_us // 1000 + REQUEST_LEASE_MS) for request in tx.requests]
     if requests:
         commands.append(("RPUSH", keys.requests, *requests))
         commands.append(("ZADD", keys.schedule, "NX", now_us // 1000 + REQUEST_LEASE_MS, "~requests"))

@@ -49,6 +49,8 @@ from smqueue.standing import (
     standing_looks,
     watchers,
 )
+from smqueue.states import State
+from smqueue.tracing import Span, header_of
 from smqueue.transaction import Transaction
 from smqueue.trigger_types import Poll
 
@@ -78,7 +80,9 @@ def controls(keys: Keys, placed: Placed) -> tuple[str, str, str]:
     )
 
 
-def transition(keys: Keys, instances: Instances, it: Claimed, commit_id: str) -> Steps[Transitioned]:
+def transition(
+    keys: Keys, instances: Instances, it: Claimed, commit_id: str, span: Span | None = None
+) -> Steps[Transitioned]:
     """Apply the recorded outcome, exactly once.
 
     Args:
@@ -86,6 +90,8 @@ def transition(keys: Keys, instances: Instances, it: Claimed, commit_id: str) ->
         instances: The registered modules.
         it: The claimed machine; its guard is the fencing token.
         commit_id: The same over all attempts, so that a lost commit is recognised.
+        span: Its span, if there is one: the handler runs in it, and what the commit makes carries it on. The caller
+            ends it.
 
     Returns:
         What became of it; ``stale`` when another worker committed first, and then nothing was written.
@@ -104,21 +110,21 @@ def transition(keys: Keys, instances: Instances, it: Claimed, commit_id: str) ->
     outcome = _outcome(instances, handler, it)
     context = instances.context(it.placed, it.active.machine, attempt_id(it.machine.entry, it.won))
     doubt, history_begun = False, set[str]()
+
+    def run(tx: Transaction) -> State | None:
+        return instances.apply(handler, tx, it.placed, outcome, context)
+
+    decider = run if span is None else span.inside(run)
     for attempt in range(MAX_ATTEMPTS):
         look = Look()
+        if attempt and span is not None:
+            span.happened("conflict")
         try:
             if doubt:  # still ours to do, or done already? Asked before the handler runs again
                 mine, past = yield from read([], ("GET", guard), ("HGET", inactive, it.machine.field))
                 if (known := _own(it, commit_id, guard_of(mine), past)) is not None:
                     return Transitioned(known, hint=known != "stale")
-            decided = yield from decide(
-                keys,
-                instances,
-                instance.id,
-                lambda tx: instances.apply(handler, tx, it.placed, outcome, context),
-                look,
-                {op, *history_begun},
-            )
+            decided = yield from decide(keys, instances, instance.id, decider, look, {op, *history_begun})
             if decided is None:
                 yield from back_off(attempt)
                 continue
@@ -131,7 +137,7 @@ def transition(keys: Keys, instances: Instances, it: Claimed, commit_id: str) ->
                 return Transitioned("held", detail=control)
             yield from look.verify(tx)
             history_begun |= unbegun(keys, {placed.op for placed in tx.starting}, look)
-            done, commands = yield from _plan(keys, instances, it, to, handler, tx, look, commit_id)
+            done, commands = yield from _plan(keys, instances, it, to, handler, tx, look, commit_id, header_of(span))
             try:
                 replies = yield from commit(commands)
             except TornCommit as torn:
@@ -208,11 +214,11 @@ def _look(keys: Keys, instances: Instances, it: Claimed, to: Placed | None, tx: 
 
 def _plan(
     keys: Keys, instances: Instances, it: Claimed, to: Placed | None, handler: Handler, tx: Transaction, look: Look,
-    commit_id: str,
+    commit_id: str, trace: str,
 ) -> Steps[tuple[Transitioned, list[Command]]]:  # fmt: skip
     """All that belongs to the commit, in the order in which EXEC applies it."""
     op, now_us = it.machine.op, look.now_us
-    started = yield from start(keys, instances, tx.starting, look, commit_id, own=op)
+    started = yield from start(keys, instances, tx.starting, look, commit_id, own=op, trace=trace)
     if to is None:
         entries: list[dict[str, Any]] = []
         items = yield from buffered(keys, instances, it.placed, it.active.machine, look)
@@ -228,7 +234,8 @@ def _plan(
         if any(placed.record == to.record for placed in tx.starting):
             raise StateAlreadyExists(op, to.module, str(to))
         spawns = any(placed.op == op for placed in tx.starting)
-        kind, plan, target, entries = yield from _move(keys, instances, it, to, look, commit_id, spawns=spawns)
+        moving = _move(keys, instances, it, to, look, commit_id, trace, spawns=spawns)
+        kind, plan, target, entries = yield from moving
     entries += started.entries
     due = plan.due or started.due
     commands = [*plan.commands, *started.commands]
@@ -241,7 +248,7 @@ def _plan(
         one["operation_id"] for asked in tx.requests if asked["kind"] == "add" for one in asked["machines"]
     }:
         commands.append(("SADD", keys.children(op), *sorted(elsewhere)))  # of another shard: started by request
-    ending, requests = tail(keys, instances, tx, now_us, due, commit_id)
+    ending, requests = tail(keys, instances, tx, now_us, due, commit_id, trace)
     done = Transitioned(kind, target, tuple(started.machines), tuple(requests), due)
     return done, [*commands, *ending]
 
@@ -252,7 +259,7 @@ def it_polls(it: Claimed) -> int:
 
 
 def _move(
-    keys: Keys, instances: Instances, it: Claimed, to: Placed, look: Look, commit_id: str, *, spawns: bool
+    keys: Keys, instances: Instances, it: Claimed, to: Placed, look: Look, commit_id: str, trace: str, *, spawns: bool
 ) -> Steps[tuple[Literal["moved", "merged"], Plan, Spawned, list[dict[str, Any]]]]:
     """Leave one record, and enter another: active, terminal, or one that is active already."""
     op, now_us = it.machine.op, look.now_us
@@ -274,7 +281,7 @@ def _move(
         plan = Plan([] if alone else touch(keys.machine(to.record), commit_id), due=False)
     elif kind == "moved":
         items = yield from buffered(keys, instances, to, moved.machine, look)
-        plan = enter(keys, to, instances.handlers(to), moved, commit_id, now_us, items.get)
+        plan = enter(keys, to, instances.handlers(to), moved, commit_id, now_us, items.get, trace=trace)
     left = left_record(it, past[1] if past is not None else {}, now_us, commit_id, to=to.field, **more)
     visited = past[0] if past is not None else it.machine.field  # perhaps in the form of an earlier version
     commands = [*leave(keys, it.machine), ("HSET", keys.inactive(op), visited, left, *ends), *plan.commands]

@@ -43,9 +43,9 @@ local function record_id(op, field)
 end
 
 -- record: the first outcome of a race stands; none is recorded once a deadline of that record has passed.
--- known: the machine, when the caller has looked at it.
+-- known: the machine, when the caller has looked at it. trace: the header of the span that brings it, if there is one.
 -- Returns RECORDED, STALE (another arming), LOST (one is recorded already), LATE.
-local function record(machine_prefix, race_prefix, schedule, entry, value, known)
+local function record(machine_prefix, race_prefix, schedule, entry, value, known, trace)
   local rec, arming, trigger = parts(entry)
   local m = known or machine_at(machine_prefix .. rec)
   if not m or m.arming ~= arming or not m.armed[trigger] then return 'STALE' end
@@ -53,6 +53,7 @@ local function record(machine_prefix, race_prefix, schedule, entry, value, known
   local deadline = deadline_of(m)
   if deadline and deadline <= now then return 'LATE' end
   redis.call('HSET', race_prefix .. rec, 'won', trigger, 'value', value, 'at', string.format('%.0f', now))
+  if trace then redis.call('HSET', race_prefix .. rec, 'trace', trace) end
   redis.call('ZADD', schedule, now, rec .. ':' .. arming)
   return 'RECORDED'
 end

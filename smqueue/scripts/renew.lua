@@ -9,7 +9,9 @@ for i = 4, #ARGV, 2 do
   local entry, token = ARGV[i], ARGV[i + 1]
   local rec, _, trigger = parts(entry)
   local held = redis.call('ZSCORE', KEYS[1], entry)
-  if held and trigger then
+  if entry:sub(1, 1) == '~' then
+    trigger = nil  -- no machine's: held for as long as it is there
+  elseif held and trigger then
     held = redis.call('HGET', ARGV[2] .. rec, 'task:' .. trigger) == token
   elseif held then
     local m = machine_at(ARGV[1] .. rec)

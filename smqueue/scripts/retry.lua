@@ -1,12 +1,14 @@
--- retry: a quarantined machine with an outcome, or an unreadable one, is due again, and so is its triggers' code.
+-- retry: a quarantined machine with an outcome, or an unreadable one, is due again, and so is its triggers' code, and the
+-- cancelling that it may be left of.
 -- KEYS  quarantine, schedule, hint, hosted, roused, wake
--- ARGV  race prefix, entry, hint ms, how long a watch lasts ms, then entries of triggers
+-- ARGV  race prefix, entry, hint ms, how long a watch lasts ms, entry of a cancelling, then entries of triggers
 -- Returns {1 when it was quarantined, 1 to send a hint}
 local rec = parts(ARGV[2])
 local was = redis.call('HDEL', KEYS[1], rec)
-redis.pcall('HDEL', ARGV[1] .. rec, 'claims', 'alone', 'attempts')
+redis.pcall('HDEL', ARGV[1] .. rec, 'claims', 'alone', 'attempts', 'undo')
 redis.call('ZADD', KEYS[2], 'XX', now, ARGV[2])
-for i = 5, #ARGV do  -- parked for an hour if they fell due meanwhile
+redis.call('ZADD', KEYS[2], 'XX', now, ARGV[5])
+for i = 6, #ARGV do  -- parked for an hour if they fell due meanwhile
   redis.call('ZADD', KEYS[2], 'XX', now, ARGV[i])
   redis.call('ZADD', KEYS[4], 'XX', now, ARGV[i])
 end

@@ -1,11 +1,12 @@
 -- signal: give a signal to the machine that has waited longest, or keep it. Repeating an attempt answers as before.
 -- KEYS  waiting, inbox, seen, marker, active, inactive, schedule, hint, requests, history, early[, the broker's list]
--- ARGV  machine prefix, race prefix, payload (JSON), user's id or '', machine wanted or '', item (JSON up to its time),
+-- ARGV  machine prefix, race prefix, payload (JSON), user's id or '', machine wanted or '', item (JSON up to its time,
+--       its span's header first),
 --       inbox limit, kept ms, marker s, hint ms, ids kept, request or '' (removed; only looked for when marker s is not 0),
 --       how fields of the module begin, name of the signal, what it is called in early[, the broker's database, the hint to
 --       push there, what in it stands for its id, its id]
 -- Returns {DELIVERED | BUFFERED | DUPLICATE | FINISHED | FULL | GONE (the request was done already), 1 to send a hint}
-local id, wanted = ARGV[4], ARGV[5]
+local id, wanted, trace = ARGV[4], ARGV[5], ARGV[6]:match('^{"trace":"([^"]+)"')
 if ARGV[12] ~= '' then
   if ARGV[9] == '0' and redis.call('LREM', KEYS[9], 1, ARGV[12]) == 0 then return {'GONE', 0} end
   if ARGV[9] ~= '0' and not redis.call('LPOS', KEYS[9], ARGV[12]) then return {'GONE', 0} end
@@ -23,7 +24,7 @@ end
 local function deliver()
   for _, entry in ipairs(redis.call('ZRANGE', KEYS[1], 0, wanted == '' and 0 or -1)) do
     if wanted == '' or machine_of(entry) == wanted then
-      local said = record(ARGV[1], ARGV[2], KEYS[7], entry, ARGV[3])  -- first: if it fails, nothing has been written
+      local said = record(ARGV[1], ARGV[2], KEYS[7], entry, ARGV[3], nil, trace)  -- first: if it fails, nothing has been written
       redis.call('ZREM', KEYS[1], entry)  -- one that is refused now registers again when it waits again
       if said == 'RECORDED' then return 'DELIVERED' end
       return wanted == '' and deliver() or nil
@@ -41,7 +42,7 @@ local function deliver_to_lone()
   for trigger, wait in pairs(m and m.armed or {}) do
     local entry = rec .. ':' .. m.arming .. ':' .. trigger
     if wait == ARGV[14] and (wanted == '' or machine_of(entry) == wanted) then
-      return record(ARGV[1], ARGV[2], KEYS[7], entry, ARGV[3], m) == 'RECORDED' and 'DELIVERED' or nil
+      return record(ARGV[1], ARGV[2], KEYS[7], entry, ARGV[3], m, trace) == 'RECORDED' and 'DELIVERED' or nil
     end
   end
   return nil

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -183,13 +184,15 @@ def test_a_waiter_is_rung_for(local: Local, monkeypatch: pytest.MonkeyPatch) -> 
         assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("who", ["a thread", "a task"])
 def test_a_waiter_is_rung_for_where_the_slot_has_gone(
-    local: Local, cluster: ValkeyCluster, monkeypatch: pytest.MonkeyPatch
+    local: Local, cluster: ValkeyCluster, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     """Who waits while the slot moves is told by the old node, and subscribes at the new one. (semantics 35)"""
     monkeypatch.setattr("smqueue.drivers.doorbell.LONGEST_S", 3_600)
+    monkeypatch.setattr("smqueue.drivers.bells.LONGEST_S", 3_600)
     local.add("op", Ready(1))
-    with Awaiting(local) as thread:
+    with Awaiting(local, on_a_loop=who == "a task") as thread:
         wait_until(lambda: _subscribers(local) == 1, "the waiter to be subscribed")
         there = cluster.move(local.keys().schedule)
         wait_until(lambda: _count(there, local) == 1, "the waiter to be subscribed at the new node")
@@ -224,10 +227,17 @@ def test_a_follower_of_all_is_rung_for(play: Play, cluster: ValkeyCluster, monke
 
 
 class Awaiting:
-    """A thread that waits for the operation to end."""
+    """A thread that waits for the operation to end, by itself or by a task of an event loop."""
 
-    def __init__(self, local: Local) -> None:
-        self._thread = threading.Thread(target=local.another().executor.await_operation, args=("op", 60), daemon=True)
+    def __init__(self, local: Local, on_a_loop: bool = False) -> None:
+        self._executor, self._on_a_loop = local.another().executor, on_a_loop
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+
+    def _wait(self) -> None:
+        if self._on_a_loop:
+            asyncio.run(self._executor.async_client().await_operation("op", 60))
+        else:
+            self._executor.await_operation("op", 60)
 
     def __enter__(self) -> threading.Thread:
         self._thread.start()
@@ -235,6 +245,23 @@ class Awaiting:
 
     def __exit__(self, *_: object) -> None:
         self._thread.join(60)
+
+
+def test_a_task_follows_all_nodes(play: Play, cluster: ValkeyCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that follows all operations hears of each by a ring, from whichever node its shard is at."""
+    monkeypatch.setattr("smqueue.drivers.bells.LONGEST_S", 3_600)
+    local = play(url=cluster.url, shards=SHARDS, goods=goods)
+    ops = operations(local)
+
+    async def follow() -> list[str]:
+        async with local.executor.async_client() as client, client.subscribe_all(timeout=60) as updates:
+            heard: list[str] = []
+            for op in ops:
+                await asyncio.to_thread(local.add, op, Ready(1))
+                heard.append((await anext(updates)).operation_id)
+            return heard
+
+    assert asyncio.run(follow()) == ops
 
 
 def _subscribers(local: Local) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from smqueue import Context, Module, Retry, State, StateMachine, Transaction, after, call, finished, poll
-from smqueue.cancelling import finish_cancel
 from smqueue.errors import AmbiguousModule, InvalidInput, OperationFinished, UnknownModule
-from smqueue.protocols import control, runs
+from smqueue.protocols import cancel, control, runs
+from smqueue.relay import Relay
 from smqueue.roundtrip import Call, Commit, Read, RoundTrip
 from tests.inprocess import Crash, Local, Play
 
@@ -292,7 +292,19 @@ def test_cancel_ends_all(local: Local) -> None:
         key.decode().removeprefix(local.keys().prefix).partition(":")[0]
         for key in local.redis.scan_iter(match=f"{local.keys().prefix}*")
     }
-    assert left <= {"inactive", "history", "updates", "moves", "workers", "meta", "finished", "hint", "watched", "watch", "roused"}
+    assert left <= {
+        "inactive",
+        "history",
+        "updates",
+        "moves",
+        "workers",
+        "meta",
+        "finished",
+        "hint",
+        "watched",
+        "watch",
+        "roused",
+    }
     told = [update for update in local.history("op") if update.cancelled]
     assert len(told) == 251
     assert all(update.terminal and update.step == 2 for update in told)
@@ -393,7 +405,7 @@ def test_an_interrupted_cancel_is_finished_by_a_worker(local: Local, monkeypatch
         pass
 
     commits: list[int] = []
-    settle = control.settle
+    settle = cancel.settle
 
     def die(*args: Any, **options: Any) -> Any:
         commits.append(1)
@@ -401,7 +413,7 @@ def test_an_interrupted_cancel_is_finished_by_a_worker(local: Local, monkeypatch
             raise Killed
         return settle(*args, **options)
 
-    monkeypatch.setattr(control, "settle", die)
+    monkeypatch.setattr(cancel, "settle", die)
     with pytest.raises(Killed):
         local.executor.cancel("op", "half")
     monkeypatch.undo()
@@ -426,7 +438,7 @@ def test_an_interrupted_cancel_is_finished_by_a_worker(local: Local, monkeypatch
 def test_pausing_and_resuming_leave_a_cancel_alone(local: Local, what: str) -> None:
     """While a cancelling is under way neither ``pause`` nor ``resume`` lifts it, and its reason stays. (semantics 5)"""
     local.add("op", Waiting(1))
-    local.driver.run(control.begin_cancel(local.keys(), "op", "half", children=False))
+    local.driver.run(cancel.begin(local.keys(), "op", "half", children=False))
     getattr(local.executor, what)("op")
     local.executor.signal("op", go, "other")
     local.run()
@@ -449,7 +461,7 @@ def test_children_of_an_interrupted_cancel(local: Local, monkeypatch: pytest.Mon
     def die(*args: Any, **options: Any) -> Any:
         raise Killed
 
-    monkeypatch.setattr(control, "settle", die)
+    monkeypatch.setattr(cancel, "settle", die)
     with pytest.raises(Killed):
         local.executor.cancel("op", "half", children=True)
     monkeypatch.undo()
@@ -550,7 +562,7 @@ def test_a_cancel_that_another_has_finished_ends_nothing_later(local: Local) -> 
     """Once a cancel has returned, nothing that is added is ended by a worker that was helping with it. (semantics 5)"""
     other = local.another()
     local.add("op", Waiting(1))
-    local.driver.run(control.begin_cancel(local.keys(), "op", "mine", children=False))
+    local.driver.run(cancel.begin(local.keys(), "op", "mine", children=False))
     once = iter([True])
 
     def meddle(request: RoundTrip) -> None:
@@ -559,7 +571,7 @@ def test_a_cancel_that_another_has_finished_ends_nothing_later(local: Local) -> 
             other.add("op", Waiting(2))
 
     with local.around_trips(before=meddle):
-        finish_cancel(local.driver, local.instances, local.keys(), "op")
+        Relay(local.driver, local.keys(), local.instances, local.engine.outbound).other("~cancel:op")
     assert local.active("op") == [Waiting(2)]
 
 
@@ -631,4 +643,4 @@ def test_retry_leaves_nothing_watched_on_its_connection(local: Local) -> None:
     assert local.executor.retry("op") == 1
     local.redis.hset(local.keys().race(local.stored("op", Waiting(1)).record), "touched", machine)
     local.executor.pause("other")
-    assert local.redis.get(local.keys().control("other")) == b"paused"
+    assert local.redis.get(local.keys().control("other")).startswith(b"paused ")

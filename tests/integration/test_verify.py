@@ -14,7 +14,7 @@ import pytest
 from smqueue import Context, Failed, Module, State, StateMachine, Transaction, after, finished, now, poll, reached, wait
 from smqueue.audit import Kind, Report, audit
 from smqueue.chain import Chain
-from smqueue.cli import run
+from smqueue.cli import Exit, run
 from smqueue.embedded import EmbeddedServer
 from smqueue.errors import OperationFinished
 from smqueue.records import Active, compact
@@ -245,7 +245,10 @@ class Damage:
         self.redis.sadd(self.keys.held(self.keys.control("lone")), self.entry("lone", Waiting(1)))
 
     def cancel_not_scheduled(self) -> None:
-        self.redis.set(self.keys.control("again"), "cancelling 0 enough")
+        self.redis.set(self.keys.control("again"), "cancelling 1 0 enough")
+
+    def pause_not_listed(self) -> None:
+        self.redis.set(self.keys.control("again"), "paused")
 
     def operation_not_listed(self) -> None:
         self.redis.zrem(self.keys.operations, "several")
@@ -398,6 +401,7 @@ MENDABLE = {
     "stale_held": Kind.STALE_HELD,
     "held_without_control": Kind.HELD_WITHOUT_CONTROL,
     "cancel_not_scheduled": Kind.CANCEL_NOT_SCHEDULED,
+    "pause_not_listed": Kind.PAUSE_NOT_LISTED,
     "operation_not_listed": Kind.OPERATION_NOT_LISTED,
     "operation_without_machines": Kind.OPERATION_WITHOUT_MACHINES,
     "orphan_finished": Kind.ORPHAN_FINISHED,
@@ -1055,12 +1059,12 @@ def test_the_command_knows_the_key(play: Play, command: Command, monkeypatch: py
 
 
 def test_the_command_says_what_it_cannot_find(play: Play, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown operation, or no server, is one line and exit 1."""
+    """An unknown operation, or no server, is one line and an exit status of its own."""
     healthy(play)
     code, out, err = command("verify", "nope")
-    assert (code, out) == (1, "")
+    assert (code, out) == (Exit.NO_SUCH_OPERATION, "")
     assert "no operation nope" in err
     monkeypatch.setenv("SMQUEUE_URL", "redis://127.0.0.1:1/0")
     code, out, err = command("verify")
-    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert (code, out, err.count("\n")) == (Exit.UNAVAILABLE, "", 1)
     assert "StoreUnavailable" in err

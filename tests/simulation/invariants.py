@@ -186,7 +186,7 @@ def heal(world: World) -> list[Any]:
             run_trigger(process.engine, KEYS, armed.entry, armed.kind)
         check(world)
         if n == 4:
-            for control in [key for key, value in store.data.items() if value == b"paused"]:
+            for control in [key for key in store.data if key.startswith(P + "control:")]:
                 process.driver.run(resume(KEYS, control))
             for op in _zset(store, KEYS.operations):
                 process.executor.retry(op)
@@ -215,6 +215,7 @@ def _check_accounts(world: World, sent: set[str]) -> None:
                 f"{machine} has {transitions[machine]} transitions in its history, "
                 f"and its handlers have committed {ran[machine]} times, {kept[machine]} of them to stay"
             )
+    _check_undone(store, log)
     taken = Counter(line.partition("go:")[2] for line in log if "go:" in line)
     if twice := [id for id, n in taken.items() if n > 1]:
         raise Violated(f"signals were consumed twice: {twice}")
@@ -227,6 +228,19 @@ def _check_accounts(world: World, sent: set[str]) -> None:
         raise Violated(f"of one task that cannot be sent these were set aside: {aside}")
     _check_visits(store)
     _check_promises(world, set(taken))
+
+
+def _check_undone(store: Store, log: list[str]) -> None:
+    """What ended by a cancelling has been undone, once, in the commit that ended it; and nothing else has."""
+    ended = Counter[str]()
+    for key, lines in store.data.items():
+        if key.startswith(P + "history:o"):
+            assert isinstance(lines, List)
+            steps = [entry for entry in map(json.loads, lines) if "cancelled" in entry]
+            ended.update(f"{one['machine']}:{one['cancelled']}" for one in steps if one["to"].startswith("m Kept "))
+    undone = Counter(line.partition("undo:")[2].rstrip("#") for line in log if " undo:" in line)
+    if ended != undone:
+        raise Violated(f"these were cancelled: {dict(ended)}, and these undone: {dict(undone)}")
 
 
 def _check_visits(store: Store) -> None:

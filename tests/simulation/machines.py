@@ -53,6 +53,13 @@ class Mid(State):
 
 
 @m.state
+class Kept(State):
+    """With a cancel handler."""
+
+    n: int
+
+
+@m.state
 class Follower(State):
     op: str
 
@@ -132,6 +139,29 @@ def mid_went(tx: Transaction, state: Mid, got: Go, context: Context) -> Done | N
 def mid_late(tx: Transaction, state: Mid, _: None, context: Context) -> Done:
     ran(tx, context, "mid late")
     return Done("mid")
+
+
+@m.on(Kept, go)
+def kept_went(tx: Transaction, state: Kept, got: Go, context: Context) -> Done | None:
+    ran(tx, context, f"kept:go:{got.id}")
+    return Done("kept") if got.n else None
+
+
+@m.on(Kept, after(seconds=2))
+def kept_late(tx: Transaction, state: Kept, _: None, context: Context) -> Done:
+    ran(tx, context, "kept late")
+    return Done("kept")
+
+
+@m.on_cancel(Kept)
+def undo(tx: Transaction, state: Kept, reason: str | None, context: Context) -> None:
+    """1 reads, 2 leaves work behind, 3 fails a while."""
+    note(tx, f"- - undo:{context.machine_id}:{reason}", read=state.n == 1)
+    if state.n == 2:
+        tx.add_state_machines([StateMachine("child", Mid(2))])
+        tx.send_task("refund", args=["r3"])
+    if state.n == 3 and tx.now() < STARTED:
+        raise OSError("not yet")
 
 
 @m.on(Follower, reached(lambda state: state.op, Mid))

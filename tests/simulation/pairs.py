@@ -13,7 +13,7 @@ from smqueue.testing.memory import Connection
 from tests.simulation.explorer import Did, Explorer
 from tests.simulation.invariants import check, finish
 from tests.simulation.processes import Actor, Live, repeatable
-from tests.simulation.stages import ACTORS, STAGES, stage
+from tests.simulation.stages import ACTORS, HERE_ONLY, ONLY, STAGES, stage
 
 CLOCK = "#clock"
 
@@ -83,11 +83,14 @@ def pairs(name: str) -> tuple[tuple[Actor, Actor], ...]:
 
     Two that do the very same to the very same keys as in an earlier stage are explored there.
     """
+    if name in ONLY:
+        return tuple(ONLY[name])
     known = traces(name)
     earlier = [traces(make.__name__) for make in STAGES[: [make.__name__ for make in STAGES].index(name)]]
     found: list[tuple[Actor, Actor]] = []
-    for n, one in enumerate(ACTORS):
-        for other in ACTORS[n:]:
+    actors = [actor for actor in ACTORS if actor not in HERE_ONLY]
+    for n, one in enumerate(actors):
+        for other in actors[n:]:
             a, b = one.__name__, other.__name__
             if known[a].meets(known[b]) and not any((known[a], known[b]) == (was[a], was[b]) for was in earlier):
                 found.append((one, other))

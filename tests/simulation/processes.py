@@ -23,6 +23,7 @@ from smqueue.instances import Instance, Instances
 from smqueue.keys import Keys
 from smqueue.relay import Relay
 from smqueue.roundtrip import Call, Calls, Commit, LostReply, Pause, Read, RoundTrip, Run
+from smqueue.tallies import Tallies
 from smqueue.testing.memory import Connection
 from smqueue.testing.store import Store
 from tests.inprocess import Sent
@@ -72,15 +73,16 @@ class Process:
     def __init__(self, driver: Driver, notes: dict[str, Any], name: str = "") -> None:
         self.driver, self.notes, self.name, self.sent = driver, notes, name, Sent()
         deployment = Deployment(lambda: Settings("memory://", NAMESPACE), lambda _: driver)
-        deployment._opened = (Settings("memory://", NAMESPACE), driver)  # type: ignore[assignment]  # enlisted already
+        deployment._opened = driver  # enlisted already
         outbound: Any = self.sent
         leases: Any = NoLeases()
         self.executor = Executor(deployment, lambda: INSTANCES, outbound)
         self.drain = Drain(driver, KEYS, INSTANCES, leases, outbound)
         self.relay = Relay(driver, KEYS, INSTANCES, outbound)
         self.engine: Any = SimpleNamespace(
-            driver=driver, instances=INSTANCES, leases=leases, outbound=outbound, executor=self.executor
-        )
+            driver=driver, instances=INSTANCES, leases=leases, outbound=outbound, executor=self.executor,
+            tallies=Tallies(),
+        )  # fmt: skip
 
 
 Actor = Callable[[Process], Any]
@@ -245,6 +247,10 @@ class _Stopped:
     def time() -> float:
         return 0.0
 
+    @staticmethod
+    def perf_counter() -> float:
+        return 0.0
+
 
 @contextmanager
 def repeatable() -> Generator[None]:
@@ -255,7 +261,7 @@ def repeatable() -> Generator[None]:
         stack.enter_context(patch("smqueue.protocols.arming.randrange", lambda _: 0))
         stack.enter_context(patch("smqueue.roundtrip.uniform", lambda *_: 0.0))
         stack.enter_context(patch("smqueue.retry.random.uniform", lambda low, high: high))
-        for place in ("smqueue.drivers.group", "smqueue.drain"):
+        for place in ("smqueue.drivers.group", "smqueue.drain", "smqueue.cancelling"):
             stack.enter_context(patch(f"{place}.time", _Stopped))
         yield
 

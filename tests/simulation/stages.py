@@ -6,15 +6,16 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from smqueue import Delivery, SignalFor, StateMachine, Transaction
-from smqueue.errors import OperationFinished, StateAlreadyExists
+from smqueue.errors import CancelUnfinished, OperationFinished, StateAlreadyExists
 from smqueue.keys import new_id
 from smqueue.protocols import claim, requests, retention, runs
+from smqueue.protocols.cancel import begin
 from smqueue.records import Machine
 from smqueue.testing.memory import Memory
 from smqueue.testing.store import Store
 from smqueue.worker.code import Attempt, run_trigger
 from tests.simulation.explorer import Stage
-from tests.simulation.machines import Follower, Hosted, Mid, Short, Wait, note
+from tests.simulation.machines import Follower, Hosted, Kept, Mid, Short, Wait, note
 from tests.simulation.processes import INSTANCES, KEYS, Actor, Clocked, Process, repeatable
 
 # --- actors --------------------------------------------------------------------------------------------------------
@@ -155,11 +156,23 @@ def resume(p: Process) -> Any:
 
 
 def cancel(p: Process) -> Any:
-    return p.executor.cancel("o", "why", children=True)
+    try:
+        return p.executor.cancel("o", "why", children=True)
+    except CancelUnfinished as unfinished:
+        return unfinished.left
+
+
+def finish(p: Process) -> Any:
+    """A worker that goes on with a cancelling."""
+    return p.relay.other("~cancel:o")
 
 
 def retry(p: Process) -> Any:
     return p.executor.retry("o")
+
+
+def retry_all(p: Process) -> Any:
+    return p.executor.retry(module="m")
 
 
 def count(p: Process) -> Any:
@@ -239,7 +252,8 @@ def _pass(p: Process, us: int) -> Any:
 
 ACTORS: list[Actor] = [
     add, add_batch, add_short, signal_stay, signal_end, signal_mid, signal_work, signal_again, drain, stopped_first,
-    stopped_second, renew, attempt, attempt_under_way, host, ended_task, pump, pause, resume, cancel, retry, count,
+    stopped_second, renew, attempt, attempt_under_way, host, ended_task, pump, pause, resume, cancel, finish,
+    retry, retry_all, count,
     spawn, relay, relay_cut_off, relay_unsendable, own, ask, sweep, deadline_passes, lease_passes,
 ]  # fmt: skip
 
@@ -345,6 +359,23 @@ def pausing(p: Process, store: Store) -> None:
     p.executor.pause("o")
 
 
+def kept(p: Process, store: Store) -> None:
+    """One machine whose cancel handler reads."""
+    p.executor.add_state_machines(_machines(Kept(1)))
+
+
+def cancelling(p: Process, store: Store) -> None:
+    """One machine whose cancel handler leaves work behind; its cancelling was begun, and its caller has died."""
+    p.executor.add_state_machines(_machines(Kept(2)))
+    p.driver.run(begin(KEYS, "o", "why", children=False))
+
+
+def stuck(p: Process, store: Store) -> None:
+    """The same with one that fails for a while."""
+    p.executor.add_state_machines(_machines(Kept(3)))
+    p.driver.run(begin(KEYS, "o", "why", children=False))
+
+
 def asked(p: Process, store: Store) -> None:
     """A client has asked for a signal."""
     p.executor.add_state_machines(_machines(Wait(1)))
@@ -420,8 +451,19 @@ def _claims(p: Process) -> list[Any]:
 
 STAGES: list[Callable[[Process, Store], None]] = [
     empty, waiting, hinted, decided, claimed, ending, staying, again, asking, failing, suspected, paused, pausing,
-    quarantined, left_behind, asked, unsendable, followed, over, hosted, early,
+    kept, cancelling, stuck, quarantined, left_behind, asked, unsendable, followed, over, hosted, early,
 ]  # fmt: skip
+
+
+ONLY: dict[str, list[tuple[Actor, Actor]]] = {
+    "kept": [(cancel, other) for other in (cancel, drain, add, signal_end, count, pause)],
+    "cancelling": [(finish, other) for other in (finish, drain, add_batch, signal_end, relay, lease_passes, cancel)],
+    "stuck": [(finish, other) for other in (finish, cancel, retry_all)],
+}
+"""Stages in which no more than these pairs are explored: what else could meet there meets in others as well."""
+
+HERE_ONLY = {finish, retry_all}
+"""Who has nothing to do in any other stage, or does what another does."""
 
 
 def stage(make: Callable[[Process, Store], None]) -> tuple[Store, Stage]:

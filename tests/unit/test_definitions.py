@@ -656,6 +656,92 @@ def test_an_undeclared_return_is_refused(shop: Shop) -> None:
         assert caught.value.args == ("orders.Awaiting/go", returned, "Awaiting | Shipped")
 
 
+def test_a_cancel_handler_is_registered_for_its_states(shop: Shop) -> None:
+    """It may be of several states, and does not race: it is no trigger, no edge of the graph, and what a state waits
+    for it still needs. (semantics 21)"""
+
+    def undo(tx: Any, state: Any, reason: str | None, context: Context) -> None: ...
+
+    assert shop.module.on_cancel((shop.Awaiting,))(undo) is undo
+    with pytest.raises(NoTransitions):
+        shop.module.resolve()
+    shop.only(shop.nudge, lambda_handler(shop))
+    known = type_of(shop.Awaiting)
+    assert known is not None
+    assert known.on_cancel is not None
+    assert (known.on_cancel.fn, known.on_cancel.takes_context) == (undo, True)
+    assert [handler.name for handler in known.handlers] == ["nudged"]
+    assert [edge.handler for edge in shop.module.graph().edges] == ["nudged"]
+
+
+def lambda_handler(shop: Shop) -> Callable[..., Any]:
+    Shipped = shop.Shipped  # noqa: N806
+
+    def nudged(tx: Any, state: Any, _: None) -> Shipped:  # type: ignore[valid-type]
+        return Shipped("o")
+
+    return nudged
+
+
+def test_a_cancel_handler_returns_nothing(shop: Shop) -> None:
+    """Its annotation says so; one that returns something all the same raises, naming itself."""
+    Cancelled = shop.Cancelled  # noqa: N806
+
+    def wrong(tx: Any, state: Any, reason: str | None) -> Cancelled:  # type: ignore[valid-type]
+        return Cancelled("o")
+
+    shop.module.on_cancel(shop.Awaiting)(wrong)
+    with refused("wrong", "returns nothing", "-> None"):
+        shop.module.resolve()
+    shop = Shop()
+
+    def right(tx: Any, state: Any, reason: str | None) -> None:
+        return state  # type: ignore[no-any-return]
+
+    shop.module.on_cancel(shop.Awaiting)(right)
+    shop.only(shop.nudge, lambda_handler(shop))
+    known = type_of(shop.Awaiting)
+    assert known is not None
+    assert known.on_cancel is not None
+    with pytest.raises(UndeclaredTransition, match=r"orders\.Awaiting/right"):
+        known.on_cancel.apply(None, shop.Awaiting("o", 1), None, CONTEXT)
+
+
+def _says_int(tx: Any, state: Any, reason: int) -> None: ...
+
+
+def _needs_a_reason(tx: Any, state: Any, reason: str) -> None: ...
+
+
+def _of_another(tx: Any, state: Payment, reason: str | None) -> None: ...
+
+
+@pytest.mark.parametrize("fn", [_says_int, _needs_a_reason, _of_another])
+def test_a_cancel_handler_takes_state_and_reason(shop: Shop, fn: Any) -> None:
+    """The reason may be missing, so its annotation must allow for None."""
+    shop.module.on_cancel(shop.Awaiting)(fn)
+    with refused(fn.__name__):
+        shop.module.resolve()
+
+
+def test_what_is_no_cancel_handler_is_refused(shop: Shop) -> None:
+    """Terminal and other modules' states, no state at all, a second one of a state, and what is no plain function."""
+
+    def undo(tx: Any, state: Any, reason: str | None) -> None: ...
+
+    with refused("Shipped", "terminal"):
+        shop.module.on_cancel(shop.Shipped)
+    with refused("orders"):
+        Module[Any]("another").on_cancel(shop.Awaiting)
+    with refused("state class"):
+        shop.module.on_cancel(())
+    with refused("two", "parameters"):
+        shop.module.on_cancel(shop.Awaiting)(lambda two, parameters: None)
+    shop.module.on_cancel(shop.Awaiting)(undo)
+    with refused("Awaiting", "undo", "one at most"):
+        shop.module.on_cancel(shop.Awaiting)(undo)
+
+
 def test_the_label_names_instance_state_and_handler(shop: Shop) -> None:
     """What Flower and ``why`` show carries the id of the instance and the stored name of the state."""
 

@@ -458,6 +458,44 @@ def test_other_events_may_happen() -> None:
     assert set(explore(module, scenario).ends) == {("Start",), ("Going",), ("Done",)}
 
 
+def test_cancel_handlers_are_explored() -> None:
+    """A cancel handler races with what its machine waits for, in a worker that may die before and after its commit: it
+    runs for what was cancelled, once, and one that decides otherwise when it runs again is found. (semantics 5)"""
+    s = shop("undone")
+
+    @s.orders.on(s.Awaiting, s.payment)
+    def paid(tx: Transaction, state: s.Awaiting, got: Payment) -> s.Shipped:
+        return s.Shipped(state.order)
+
+    draws = random.Random(1)
+
+    @s.orders.on_cancel(s.Awaiting)
+    def undo(tx: Transaction, state: s.Awaiting, reason: str | None) -> None:
+        tx.rpush("undone", f"{state.order} {reason}")
+        if state.order == "moody":
+            tx.set("draw", str(draws.random()))
+
+    def scenario(order: str) -> Any:
+        def told(world: World) -> None:
+            world.add("o1", s.Awaiting(order, 3))
+            world.signal("o1", s.payment, Payment(3))
+            world.cancel("o1", "why")
+            world.after_all(undone)
+
+        def undone(world: World) -> None:
+            ended = [type(state).__name__ for state in world.states("o1")]
+            assert (world.executor.data("undone") or []) == ([f"{order} why"] if ended == ["Awaiting"] else [])
+
+        return told
+
+    explored = explore(s.orders, scenario("plain"))
+    assert explored.complete
+    assert set(explored.ends) == {("Awaiting",), ("Shipped",)}
+    found = failing(s.orders, scenario("moody"))
+    assert "undo was run again with all the same" in str(found)
+    assert any("undo runs: o1 ends in" in line for line in found.story)
+
+
 def test_a_scenario_that_does_not_fit_fails_at_once() -> None:
     """A payload that the signal would refuse is no story, but an error of the scenario's."""
     s = shop("misfit")

@@ -148,8 +148,18 @@ def check_control(keys: Keys, control: str) -> Check:
     def check(see: Sight) -> Iterator[Problem]:
         raw = see("GET", control)
         text = "" if raw is None else raw.decode(errors="replace")
-        op = decode(control.removeprefix(keys.control("")))
-        if raw is None or text == "paused":
+        about = keys.controlled(control)
+        if raw is not None and text.partition(" ")[0] == "paused":
+            listed, _ = see.all([("ZSCORE", keys.controls, about), ("TIME",)])
+            if listed is None:
+                add: Command = ("ZADD", keys.controls, "NX", see.now_ms, about)
+                yield Problem(
+                    Kind.PAUSE_NOT_LISTED, "", control, f"{control} is set, but is not among the controls that are",
+                    "added to them", (add,),
+                )  # fmt: skip
+            return
+        op = decode(about)
+        if raw is None:
             return
         if not text.startswith("cancelling "):
             yield Problem(

@@ -44,6 +44,7 @@ class Kind(Enum):
     CANCEL_NOT_SCHEDULED = "cancel-not-scheduled"
     HELD_WITHOUT_CONTROL = "held-without-control"
     UNREADABLE_CONTROL = "unreadable-control"
+    PAUSE_NOT_LISTED = "pause-not-listed"
     UNREADABLE_SIGNAL = "unreadable-signal"
     INBOX_OVER_LIMIT = "inbox-over-limit"
     TOO_MANY_SEEN = "too-many-seen"
