@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
+from smqueue.cancelling import WORKER_S
 from smqueue.drivers.driver import Driver
 from smqueue.drivers.group import group
 from smqueue.errors import (
@@ -24,15 +25,19 @@ from smqueue.errors import (
 from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id
 from smqueue.leases import Lease, Leases
+from smqueue.logs import about, about_machine
 from smqueue.outbound import Outbound
 from smqueue.protocols import runs
 from smqueue.protocols.arming import AWAITED_AGAIN
-from smqueue.protocols.claim import Claimed, Due, Unreadable, claim, parse_row
+from smqueue.protocols.claim import Armed, Claimed, Due, Unreadable, claim, parse_row
 from smqueue.protocols.transition import Transitioned, transition
 from smqueue.records import kind_of
 from smqueue.relay import Relay
 from smqueue.retry import Retry
-from smqueue.roundtrip import LostReply
+from smqueue.roundtrip import LostReply, Steps
+from smqueue.spans import transition_span, transitioned
+from smqueue.tallies import DRAIN, HANDLER_FAILED, Tallies
+from smqueue.tracing import Span
 
 log = logging.getLogger("smqueue.drain")
 
@@ -51,10 +56,15 @@ ELSEWHERE_MS = 2_000
 class Drain:
     """Works off what is due in one shard."""
 
-    def __init__(self, driver: Driver, keys: Keys, instances: Instances, leases: Leases, outbound: Outbound) -> None:
+    def __init__(
+        self, driver: Driver, keys: Keys, instances: Instances, leases: Leases, outbound: Outbound,
+        tallies: Tallies | None = None,
+    ) -> None:  # fmt: skip
         self.driver, self.keys, self.instances, self.leases, self.outbound = driver, keys, instances, leases, outbound
+        self.tallies = tallies or Tallies()
         self.relay = Relay(driver, keys, instances, outbound)
         self._batch = 16
+        self._claimed_us, self._claimed_s = 0, 0.0
         self._told: set[str] = set()
 
     def run(self) -> int:
@@ -63,9 +73,15 @@ class Drain:
         Returns:
             How many machines have moved.
         """
+        moved = self._run()
+        self.tallies.observe(DRAIN, moved)
+        return moved
+
+    def _run(self) -> int:
         until, moved, hinted = time.monotonic() + DRAIN_S, 0, False
         while True:
             due = self.driver.run(claim(self.keys, self.instances, self._batch))
+            self._claimed_us, self._claimed_s = due.now_us, time.perf_counter()
             if not due.found:
                 return moved
             if due.more and not hinted:  # more than one claim: another worker may help
@@ -82,25 +98,34 @@ class Drain:
         for one in due.unreadable:
             self._unreadable(one)
         for armed in due.triggers:
-            with self._apart(f"trigger {armed.trigger} of operation {armed.machine.op}"):
+            with self._apart(f"trigger {armed.trigger} of operation {armed.machine.op}", armed):
                 if armed.kind in {"reached", "finished"}:
                     self.relay.look(armed)
                 else:
                     self.outbound.trigger(armed)
         for entry in due.other:
-            with self._apart(entry):
+            with self._apart(entry), self._working_on(entry):
                 self.relay.other(entry)
         return moved
 
     @contextmanager
-    def _apart(self, what: str) -> Generator[None]:
+    def _apart(self, what: str, armed: Armed | None = None) -> Generator[None]:
         """One entry that fails keeps no other waiting; it is leased, and so tried again."""
         try:
             yield
         except (StoreUnavailable, StoreRefused):
             raise
         except Exception as error:
-            log.warning("%s: %s; tried again later", what, error_text(error))
+            whose = about_machine(armed) if armed is not None else None
+            log.warning("%s: %s; tried again later", what, error_text(error), extra=whose)
+
+    def _working_on(self, entry: str) -> AbstractContextManager[None]:
+        """A cancelling may take longer than a claim: it runs handlers."""
+        if not entry.startswith("~cancel:"):
+            return nullcontext()
+        longest = max((self.instances.get(id).module.handler_timeout for id in self.instances.ids()), default=None)
+        limit_s = WORKER_S + (longest.total_seconds() * 2 if longest is not None else 0)
+        return self.leases.hold([Lease(self.keys, self.keys.schedule, entry, "")], limit_s + 5)
 
     def _move(self, due: Due) -> int:
         moved = 0
@@ -129,7 +154,8 @@ class Drain:
         suspect = due.doubtful[0]
         times = self.driver.run(runs.suspect(self.keys, suspect.entry))
         if times > MAX_ALONE:
-            log.error("operation %s: a machine is quarantined: it kills its worker", suspect.op)
+            text = "operation %s: a machine is quarantined: it kills its worker"
+            log.error(text, suspect.op, extra=about(suspect.op))
             self._defer(suspect.entry, suspect.guard, suspect.op, WorkerKilled(times), failed=True, quarantine=True)
             return 0
         try:
@@ -153,19 +179,24 @@ class Drain:
 
     def _commit(self, claimed: Sequence[Claimed], watched: bool, alone: bool = False) -> int:
         """Commit as many as fit into one group; returns how many that were."""
-        ids = [new_id() for _ in claimed]
-        protocols = (
-            transition(self.keys, self.instances, one, commit_id) for one, commit_id in zip(claimed, ids, strict=True)
-        )
-        ended = self.driver.run(group(protocols, GROUP_S))
+        ids, spans = [new_id() for _ in claimed], list[Span | None]()
+        protocols = (self._begin(one, commit_id, spans) for one, commit_id in zip(claimed, ids, strict=True))
+        ended = self.driver.run(self.tallies.conflicts(group(protocols, GROUP_S)))
+        elapsed_us = int((time.perf_counter() - self._claimed_s) * 1_000_000)
         requests: list[bytes] = []
         hint = False
-        for one, commit_id, run in zip(claimed, ids, ended, strict=False):
+        for one, commit_id, run, span in zip(claimed, ids, ended, spans, strict=False):
             self.leases.release([self._lease(one)])
             if run.error is not None:
+                if span is not None:
+                    span.failed(type(run.error).__name__, self._text(one, run.error))
+                    span.end()
                 self._failed(one, run.error, alone)
                 continue
             done = run.result()
+            if span is not None:
+                transitioned(span, one, done)
+            self.tallies.committed(one, done.kind, self._claimed_us, elapsed_us)
             requests += done.requests
             hint = hint or done.hint
             self._after(one, commit_id, done, watched)
@@ -174,12 +205,17 @@ class Drain:
         self.relay.own(requests)
         return len(ended)
 
+    def _begin(self, one: Claimed, commit_id: str, spans: list[Span | None]) -> Steps[Transitioned]:
+        spans.append(span := transition_span(one))
+        return transition(self.keys, self.instances, one, commit_id, span)
+
     def _after(self, one: Claimed, commit_id: str, done: Transitioned, watched: bool) -> None:
         match done.kind:
             case "held":
                 self.driver.run(runs.hold(self.keys, one.entry, done.detail))
             case "torn":
-                log.error("torn commit of %s in operation %s: %s", one.placed, one.machine.op, done.detail)
+                what = (one.placed, one.machine.op, done.detail)
+                log.error("torn commit of %s in operation %s: %s", *what, extra=about_machine(one))
                 entry = one.entry if done.to is None else f"{done.to.placed.record}:{commit_id}"
                 why = UndecodableRecord(f"a command failed inside EXEC while the state moved: {done.detail}")
                 self._defer(entry, "", one.machine.op, why, quarantine=True)
@@ -209,11 +245,14 @@ class Drain:
             case StoreRefused() if not alone:  # of whom, its next run will tell, alone
                 log.debug("%s", error)
             case _:  # a refusal too: what it alone has asked for; if Redis refuses all, this is not noted either
+                at = (one.placed.module, one.placed.type.name, one.won)
+                self.tallies.count(HANDLER_FAILED, *at, type(error).__name__)
                 retry = one.placed.type.module.retry
                 failures = one.attempts + 1
                 label = f"{one.placed.module}.{one.placed.type.name}/{one.won}"
                 text = self._text(one, error)
-                log.warning("handler %s of operation %s failed: %s", label, one.machine.op, text)
+                extra = about_machine(one)
+                log.warning("handler %s of operation %s failed: %s", label, one.machine.op, text, extra=extra)
                 if retry.exhausted(error, failures):
                     self._set_aside(one, text)
                 else:
@@ -228,7 +267,7 @@ class Drain:
         return self.instances.without_secrets(error_text(error), one.placed, handler, one.value)
 
     def _set_aside(self, one: Claimed, text: str) -> None:
-        log.error("operation %s: %s is quarantined: %s", one.machine.op, one.placed, text)
+        log.error("operation %s: %s is quarantined: %s", one.machine.op, one.placed, text, extra=about_machine(one))
         self._defer(one.entry, one.machine.guard, one.machine.op, text, failed=True, quarantine=True)
 
     def _unreadable(self, one: Unreadable) -> None:
@@ -237,7 +276,7 @@ class Drain:
             self._elsewhere(one.error)
             self._defer(one.entry, "", one.op, one.error, delay_ms=ELSEWHERE_MS)
             return
-        log.error("operation %s: a record is set aside: %s", one.op or "(unknown)", one.error)
+        log.error("operation %s: a record is set aside: %s", one.op or "(unknown)", one.error, extra=about(one.op))
         self._defer(one.entry, "", one.op, one.error, quarantine=True)
 
     def _elsewhere(self, error: SmqueueError) -> None:

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from smqueue.cancelling import finish_cancel
+from smqueue import tracing
+from smqueue.cancelling import Cancelling
 from smqueue.drivers.driver import Driver
 from smqueue.errors import (
     BrokerUnavailable,
@@ -22,6 +23,7 @@ from smqueue.errors import (
 )
 from smqueue.instances import Instances, Told
 from smqueue.keys import Keys, shard_of
+from smqueue.logs import about
 from smqueue.outbound import Outbound
 from smqueue.protocols import control, others, requests, retention, runs
 from smqueue.protocols.add import add
@@ -65,13 +67,25 @@ class Relay:
         """An entry of the schedule that is no machine's."""
         kind, _, op = entry[1:].partition(":")
         if kind == "cancel":
-            finish_cancel(self.driver, self.instances, self.keys, op)
+            self._cancel(op)
         elif kind == "retention":
             self.driver.run(retention.sweep(self.keys, self.instances))
         elif kind == "requests":
             self._requests()
         elif kind == "resume":
             self.driver.run(control.resume(self.keys, op, lift=False))
+
+    def _cancel(self, op: str) -> None:
+        """Go on with a cancelling whose caller has died, or has left it to workers."""
+        run = Cancelling(self.driver, self.instances, self.outbound, self._left, worker=True)
+        left = run.run(self.keys, op).left
+        if left:
+            text = "operation %s is being cancelled: %d machines are left for later"
+            log.info(text, op, left, extra=about(op))
+
+    def _left(self, keys: Keys, items: Iterable[bytes]) -> None:
+        """Do what a commit of this process has just left in some shard."""
+        Relay(self.driver, keys, self.instances, self.outbound).own(items)
 
     def _requests(self) -> None:
         """Do what is due, page by page; what stays is passed over."""
@@ -135,7 +149,8 @@ class Relay:
         data = request.data
         match data["kind"]:
             case "task":
-                self.outbound.send_task(data["name"], data["args"], data["kwargs"], data["id"], data["options"])
+                with tracing.under(_trace(request)):
+                    self.outbound.send_task(data["name"], data["args"], data["kwargs"], data["id"], data["options"])
                 self.driver.run(requests.remove(self.keys, request.raw))
             case "signal":
                 told = Told(data["operation_id"], data["module"], data["signal"], data["payload"])
@@ -151,15 +166,16 @@ class Relay:
         """A signal sent by a transition: applied and removed in one script, so never twice."""
         here = self.keys
         there = Keys(here.namespace, shard_of(told.operation_id, self.instances.shards))
-        id, limit = request.data["id"], self.instances.inbox_limit
+        id, limit, trace = request.data["id"], self.instances.inbox_limit, _trace(request)
         try:
             if there.shard == here.shard:
-                done = self.driver.run(signal(here, told, id, request=request.raw, limit=limit))
+                done = self.driver.run(signal(here, told, id, request=request.raw, limit=limit, trace=trace))
             else:
-                done = self.driver.run(signal(there, told, id, signal_id=id, limit=limit))
+                done = self.driver.run(signal(there, told, id, signal_id=id, limit=limit, trace=trace))
                 self.driver.run(requests.remove(here, request.raw))
         except (OperationFinished, InboxFull) as error:
-            log.warning("a signal sent by a transition is dropped: %s", error)
+            extra = about(told.operation_id, module=told.module)
+            log.warning("a signal sent by a transition is dropped: %s", error, extra=extra)
             self.driver.run(requests.remove(here, request.raw))
             return
         if done is not None and done.hint:
@@ -171,7 +187,7 @@ class Relay:
         machines = [machine_from_json(self.instances, one) for one in told]
         shards = self.instances.shards
         there = Keys(self.keys.namespace, shard_of(machines[0].operation_id, shards))
-        self._add(there, machines, request.data["id"], exist_ok=True)  # committed: no limit refuses them any more
+        self._add(there, machines, request, exist_ok=True)  # committed: no limit refuses them any more
         self.driver.run(requests.remove(self.keys, request.raw))
 
     def _answer(self, request: Request) -> None:
@@ -182,13 +198,15 @@ class Relay:
             raise
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             problem = f"not of the form that Client sends: {type(error).__name__}: {error}"
-            body = {"error": "InvalidInput", "args": ["request", problem]}
+            body = {"error": "InvalidInput", "args": ["request", problem], "message": f"request: {problem}"}
         except SmqueueError as error:
-            body = {"error": type(error).__name__, "args": [_plain(arg) for arg in error.args]}
+            body = {"error": type(error).__name__, "args": [_plain(arg) for arg in error.args], "message": str(error)}
         self.driver.run(requests.answer(self.keys, request.raw, data["id"], body))
 
     def _plain(self, data: dict[str, Any]) -> dict[str, Any]:
-        """What a client has asked for, as it was before it was encrypted on its way here."""
+        """What a client has asked for, as it was before it was encrypted or left as text on its way here."""
+        if "text" in data:
+            return _read(data)
         if "sealed" not in data:
             return data
         secret = "machines" if data["kind"] == "client-add" else "payload"
@@ -198,9 +216,11 @@ class Relay:
         data = self._plain(request.data)
         if data["kind"] == "client-add":
             machines = machines_from_json(self.instances, data["machines"])
+            self._are_here(machine.operation_id for machine in machines)
             most = self.instances.max_active
-            return self._add(self.keys, machines, data["id"], bool(data.get("exist_ok")), most)
+            return self._add(self.keys, machines, request, bool(data.get("exist_ok")), most)
         told = self.instances.signal(data["operation_id"], data["signal"], data["payload"], data.get("module"))
+        self._are_here([told.operation_id])
         delivered = self.driver.run(
             signal(
                 self.keys,
@@ -210,6 +230,7 @@ class Relay:
                 signal_id=data.get("signal_id") or "",
                 asked=request.raw,
                 limit=self.instances.inbox_limit,
+                trace=_trace(request),
             )
         )
         if delivered is None:
@@ -218,15 +239,24 @@ class Relay:
             self.outbound.hint(self.keys.namespace, self.keys.shard)
         return delivered.delivery.value
 
+    def _are_here(self, operations: Iterable[str]) -> None:
+        """Raises InvalidInput for an operation of another shard: who asks by a function has to name the shard's key."""
+        for op in operations:
+            if (shard := shard_of(op, self.instances.shards)) != self.keys.shard:
+                there = Keys(self.keys.namespace, shard).requests
+                raise InvalidInput("key", f"operation {op} is in another shard: call with {there}")
+
     def _add(
-        self, keys: Keys, machines: list[StateMachine], request_id: str, exist_ok: bool, max_active: int | None = None
+        self, keys: Keys, machines: list[StateMachine], request: Request, exist_ok: bool, max_active: int | None = None
     ) -> list[str]:
-        done = self.driver.run(add(keys, self.instances, machines, request_id[:16], exist_ok, max_active))
+        commit_id = request.data["id"][:16]
+        steps = add(keys, self.instances, machines, commit_id, exist_ok, max_active, _trace(request))
+        done = self.driver.run(steps)
         if done.hint:
             self.outbound.hint(keys.namespace, keys.shard)
         if done.watched:
             for placed, active in done.machines:
-                self.outbound.armed(placed, active, request_id[:16])
+                self.outbound.armed(placed, active, commit_id)
         return done.value
 
     # --- other operations ----------------------------------------------------------------------------------------
@@ -296,6 +326,28 @@ def machine_from_json(instances: Instances, data: Mapping[str, Any]) -> StateMac
     except ValidationProblem as problem:
         raise InvalidState(f"{known.name}.{problem.field}", problem.problem) from None
     return StateMachine(data["operation_id"], state, owners[0])
+
+
+def _trace(request: Request) -> str:
+    """The header of the span that it was left in, if there was one: a client's may be anything."""
+    return tracing.checked(request.data.get("trace"))
+
+
+def _read(data: dict[str, Any]) -> dict[str, Any]:
+    """What smqueue/functions.lua has left: it checks that its JSON is text, and leaves to us what it says."""
+    adding = data["kind"] == "client-add"
+    try:
+        value = json.loads(data["text"], parse_constant=_no_number)
+    except ValueError as error:
+        raise InvalidInput("state" if adding else "payload", f"not JSON: {error}") from None
+    if not adding:
+        return {**data, "payload": value}
+    machine = {name: data[name] for name in ("operation_id", "module", "type") if name in data}
+    return {**data, "machines": [{**machine, "state": value}]}
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _plain(arg: Any) -> Any:

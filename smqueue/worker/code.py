@@ -6,7 +6,9 @@ import asyncio
 import inspect
 import json
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from smqueue.errors import (
@@ -24,6 +26,7 @@ from smqueue.handlers import Handler
 from smqueue.keys import Keys, new_id, schedule_of
 from smqueue.leases import Lease
 from smqueue.limits import time_limit
+from smqueue.logs import about_machine
 from smqueue.protocols import runs
 from smqueue.protocols.bounds import PARK_MS
 from smqueue.protocols.claim import Armed
@@ -32,6 +35,9 @@ from smqueue.records import compact
 from smqueue.retry import Failed, Retry
 from smqueue.roundtrip import Steps
 from smqueue.schemas import ValidationProblem
+from smqueue.spans import trigger_span
+from smqueue.tallies import TRIGGER, TRIGGER_FAILED
+from smqueue.tracing import Span, header_of
 from smqueue.trigger_types import Call, Poll, TaskTrigger
 from smqueue.worker import events
 
@@ -73,12 +79,13 @@ def run_trigger(engine: Engine, keys: Keys, entry: str, kind: str) -> str:
             raise UndecodableRecord(f"state {armed.placed.type.name} has no handler {armed.trigger} any more")
         attempt = Attempt(engine, keys, armed, handler, token, started.watched)
     except Exception as error:
-        log.warning("trigger %s of operation %s cannot be run: %s", armed.trigger, armed.machine.op, error_text(error))
+        what = (armed.trigger, armed.machine.op, error_text(error))
+        log.warning("trigger %s of operation %s cannot be run: %s", *what, extra=about_machine(armed))
         engine.driver.run(runs.again(keys, entry, kind, token, UNREADY_MS, 0, error_text(error)))
         return "AGAIN"
     trigger: Any = handler.trigger
     limit = (getattr(trigger, "timeout_s", None) or UNLIMITED_S) + GRACE_S + 3
-    with engine.leases.hold([Lease(keys, schedule_of(keys, kind), entry, token)], limit):
+    with engine.leases.hold([Lease(keys, schedule_of(keys, kind), entry, token)], limit), attempt.spanned():
         match trigger:
             case Poll():
                 return attempt.poll(trigger)
@@ -98,11 +105,25 @@ class Attempt:
         self.token, self.watched = token, watched
         self.id = attempt_id(armed.machine.entry, armed.trigger)
         self.context = engine.instances.context(armed.placed, armed.active.machine, self.id)
+        self.span: Span | None = None
 
     @property
     def label(self) -> str:
         """``module.State/handler``, as Flower and the logs show it."""
         return self.handler.label(self.armed.placed.module, self.armed.placed.type.name)
+
+    @contextmanager
+    def spanned(self) -> Generator[None]:
+        """The block is the attempt's span, if tracing is on."""
+        span = self.span = trigger_span(self.armed)
+        if span is None:
+            yield
+            return
+        try:
+            with span.current():
+                yield
+        finally:
+            span.end()
 
     def poll(self, trigger: Poll[Any, Any]) -> str:
         """Ask once."""
@@ -113,6 +134,7 @@ class Attempt:
                 return self.record(value)
             return self.again(pause_ms, "")
         except Exception as error:
+            self._count_failure(error)
             return self.again(pause_ms, self._text(error))
 
     def call(self, fn: Callable[..., Any], timeout_s: float | None, retry: Retry) -> str:
@@ -147,16 +169,19 @@ class Attempt:
         return self._outcome(encoded(self.engine, self.armed, self.handler, value))
 
     def _outcome(self, text: str) -> Steps[tuple[str, bool]]:
-        return runs.outcome(self.keys, self.armed.entry, self.armed.kind, text, self.token)
+        return runs.outcome(self.keys, self.armed.entry, self.armed.kind, text, self.token, header_of(self.span))
 
     def _recorded(self, steps: Steps[tuple[str, bool]]) -> str:
         said, hint = self.engine.driver.run(steps)
         if hint:
             self.engine.outbound.hint(self.keys.namespace, self.keys.shard)
+        if self.span is not None:
+            self.span.tell({"outcome": said})
         return said
 
     def failed(self, error: BaseException, retry: Retry) -> str:
         """Try again, or give up and let the handler know."""
+        self._count_failure(error)
         attempts = self.armed.tries + 1
         if retry.exhausted(error, attempts):
             return self.record(Failed(self._text(error), attempts))
@@ -165,18 +190,39 @@ class Attempt:
     def again(self, delay_ms: int, error: str, told: bool = True) -> str:
         """Run again after a while."""
         if error:
-            log.info("%s of operation %s failed: %s", self.label, self.armed.machine.op, error)
+            extra = about_machine(self.armed)
+            log.info("%s of operation %s failed: %s", self.label, self.armed.machine.op, error, extra=extra)
         steps = runs.again(self.keys, self.armed.entry, self.armed.kind, self.token, delay_ms, 1, error)
         done = self.engine.driver.run(steps)
         if self.watched and done and told:
             self.engine.outbound.tell(events.retried(self.id, error or "no answer yet", self.armed.tries + 1))
-        return "AGAIN" if done else "STALE"
+        said = "AGAIN" if done else "STALE"
+        if self.span is not None:
+            self.span.tell({"outcome": said})
+        return said
 
     def _text(self, error: BaseException) -> str:
         """An error of the user's code in words, which may hold what the state keeps secret."""
         return self.engine.instances.without_secrets(error_text(error), self.armed.placed)
 
+    def _count_failure(self, error: BaseException) -> None:
+        self.engine.tallies.count(TRIGGER_FAILED, *self._labels, type(error).__name__)
+        if self.span is not None:
+            self.span.failed(type(error).__name__, self._text(error))
+
+    @property
+    def _labels(self) -> tuple[str, str, str]:
+        placed = self.armed.placed
+        return placed.module, placed.type.name, self.handler.name
+
     def _invoke(self, fn: Callable[..., Any], timeout_s: float | None) -> Any:
+        began = time.perf_counter()
+        try:
+            return self._limited(fn, timeout_s)
+        finally:
+            self.engine.tallies.observe(TRIGGER, int((time.perf_counter() - began) * 1_000_000), *self._labels)
+
+    def _limited(self, fn: Callable[..., Any], timeout_s: float | None) -> Any:
         what, limit_s = f"trigger {self.handler.name}", timeout_s or UNLIMITED_S
         with time_limit(what, limit_s):
             value = fn(self.armed.placed.state, self.context)

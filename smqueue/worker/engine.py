@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from celery.canvas import Signature
 
+from smqueue import tracing
 from smqueue.drain import Drain
 from smqueue.drivers.driver import Driver
 from smqueue.executor import Executor
@@ -18,7 +19,9 @@ from smqueue.instances import Instances
 from smqueue.keys import Keys
 from smqueue.leases import Leases
 from smqueue.limits import alarms, time_limit
+from smqueue.records import Placed
 from smqueue.schemas import HIDDEN
+from smqueue.tallies import HANDLER, Tallies
 from smqueue.worker.outbound import CeleryOutbound
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ class Engine:
         self.app, self.executor, self.outbound = app, executor, outbound
         self._lock = threading.Lock()
         self._leases: Leases | None = None
+        self._tallies: Tallies | None = None
         self._local = threading.local()
         self.loop: asyncio.AbstractEventLoop | None = None
         """The event loop that hosts coroutines, in the process that has one."""
@@ -47,7 +51,7 @@ class Engine:
     def instances(self) -> Instances:
         """The registered modules, with handlers bounded in time."""
         instances = self.executor.instances
-        instances.time_limit = time_limit
+        instances.time_limit, instances.ran = time_limit, self._ran
         return instances
 
     @property
@@ -63,6 +67,17 @@ class Engine:
                 self._leases = self._leases or Leases(self.driver)
         return self._leases
 
+    @property
+    def tallies(self) -> Tallies:
+        """What this process counts."""
+        if self._tallies is None:
+            with self._lock:
+                self._tallies = self._tallies or Tallies(self.driver, self.keys(0))
+        return self._tallies
+
+    def _ran(self, placed: Placed, handler: str, seconds: float) -> None:
+        self.tallies.observe(HANDLER, int(seconds * 1_000_000), placed.module, placed.type.name, handler)
+
     def keys(self, shard: int) -> Keys:
         """The keys of a shard."""
         return self.executor.deployment.all_keys()[shard]
@@ -71,7 +86,8 @@ class Engine:
         """Work off what is due in a shard."""
         drains: dict[int, Drain] = self._local.__dict__.setdefault("drains", {})
         if shard not in drains:
-            drains[shard] = Drain(self.driver, self.keys(shard), self.instances, self.leases, self.outbound)
+            given = (self.driver, self.keys(shard), self.instances, self.leases, self.outbound, self.tallies)
+            drains[shard] = Drain(*given)
         with alarms():
             return drains[shard].run()
 
@@ -92,9 +108,12 @@ class Engine:
         """
         armed = attempt.armed
         given = {"entry": armed.entry, "namespace": self.namespace}
-        done: Any = Signature("smqueue.ended", kwargs=given, app=self.app)
-        failed: Any = Signature("smqueue.failed", kwargs=given, app=self.app)
+        options = {"headers": headers} if (headers := tracing.injected()) else {}
+        done: Any = Signature("smqueue.ended", kwargs=given, options=options, app=self.app)
+        failed: Any = Signature("smqueue.failed", kwargs=given, options=options, app=self.app)
         sent: Any = self.app.signature(signature).clone()
+        if headers:
+            sent.set(headers={**(sent.options.get("headers") or {}), **headers})
         sent.link(done)
         sent.link_error(failed)
         shown = {"task": sent.task, "args": sent.args, "kwargs": sent.kwargs}

@@ -19,6 +19,7 @@ from smqueue.errors import DefinitionError, SmqueueError, error_text
 from smqueue.handlers import Handler
 from smqueue.keys import Keys, new_id
 from smqueue.leases import Lease
+from smqueue.logs import about_machine
 from smqueue.protocols import runs
 from smqueue.protocols.claim import Armed, claim
 from smqueue.retry import Retry
@@ -110,7 +111,8 @@ class Host:
             try:
                 found += self._host(keys, armed, token, due.watched)
             except Exception as error:  # contexts and dynamic transitions are the user's code; its lease runs out
-                log.warning("trigger %s of operation %s is not hosted: %s", armed.trigger, armed.machine.op, error)
+                what = (armed.trigger, armed.machine.op, error)
+                log.warning("trigger %s of operation %s is not hosted: %s", *what, extra=about_machine(armed))
         self._engine.leases.add([one.lease for one in found], FOR_EVER_S, self.drop)
         self._loop.call_soon_threadsafe(self._begin, found)
         return due.more
@@ -159,7 +161,7 @@ class Host:
             self._hosted[one.lease.entry] = one
             trigger: Any = one.attempt.handler.trigger
             if isinstance(trigger, Wait):
-                one.task = self._loop.create_task(self._wait(one, trigger))
+                one.task = self._loop.create_task(self._spanned(one, trigger))
             elif isinstance(trigger, Channel):
                 try:
                     one.channel = trigger.name_for(one.attempt.armed.placed.state)
@@ -175,6 +177,10 @@ class Host:
         if told := [events.started(one.attempt.id) for one in found if one.attempt.watched]:
             self._records.submit(self._engine.outbound.tell, *told)
 
+    async def _spanned(self, one: Hosted, trigger: Wait[Any, Any]) -> None:
+        with one.attempt.spanned():
+            await self._wait(one, trigger)
+
     async def _wait(self, one: Hosted, trigger: Wait[Any, Any]) -> None:
         attempt = one.attempt
         try:
@@ -189,7 +195,8 @@ class Host:
             try:
                 await self._call(attempt.failed, error, trigger.retry)
             except SmqueueError as problem:
-                log.warning("an outcome was not recorded, and is tried again: %s", problem)
+                whose = about_machine(attempt.armed)
+                log.warning("an outcome was not recorded, and is tried again: %s", problem, extra=whose)
         finally:
             if self._hosted.get(one.lease.entry) is one:
                 self._end(one.lease.entry)
@@ -223,7 +230,7 @@ class Host:
                 if not trigger.accepts(message, one.attempt.armed.placed.state):
                     continue
             except Exception as error:  # a bad message is the sender's fault, and no reason to stop listening
-                self._records.submit(_told, self._label(one.attempt.handler, one), error)
+                self._records.submit(_told, self._label(one.attempt.handler, one), error, one.attempt.armed)
                 continue
             self._end(entry)
             found.setdefault(one.lease.keys, []).append((one, message))
@@ -255,7 +262,8 @@ class Host:
             self._engine.outbound.hint(keys.namespace, keys.shard)
 
     def _failed(self, one: Hosted, error: SmqueueError) -> None:
-        log.warning("%s: a message was not recorded: %s", self._label(one.attempt.handler, one), error)
+        whose = about_machine(one.attempt.armed)
+        log.warning("%s: a message was not recorded: %s", self._label(one.attempt.handler, one), error, extra=whose)
         one.attempt.failed(error, Retry())
 
     def _label(self, handler: Handler, one: Hosted) -> str:
@@ -282,5 +290,6 @@ class Host:
                 self._channels.unwant(one.channel)
 
 
-def _told(label: str, error: Exception) -> None:
-    log.warning("%s: a message is left out: %s: %s", label, type(error).__name__, error)
+def _told(label: str, error: Exception, armed: Armed) -> None:
+    what = (label, type(error).__name__, error)
+    log.warning("%s: a message is left out: %s: %s", *what, extra=about_machine(armed))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import worker_process_init, worker_process_shutdown, worker_shutdown
 
+from smqueue.tallies import flush_all
 from smqueue.worker.engine import Engine
 from smqueue.worker.steps import Pump, settle
 from smqueue.worker.tasks import Engines, register
@@ -20,4 +21,6 @@ def install(app: Celery, engine: Engine) -> None:
         register(app, owner.smqueue_engines)
         owner.steps["worker"].add(Pump)
         worker_process_init.connect(settle, weak=False, dispatch_uid="smqueue")  # of the prefork pool
+        for ends in (worker_process_shutdown, worker_shutdown):
+            ends.connect(flush_all, weak=False, dispatch_uid="smqueue")
     owner.smqueue_engines.add(engine)

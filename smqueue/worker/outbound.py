@@ -10,6 +10,7 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from smqueue import tracing
 from smqueue.deployment import Settings
 from smqueue.errors import BrokerUnavailable
 from smqueue.instances import Instances, Push
@@ -72,8 +73,11 @@ class CeleryOutbound:
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str, options: Mapping[str, Any]
     ) -> None:
         """See ``Outbound``."""
+        given: dict[str, Any] = {"task_id": task_id, **options}
+        if headers := tracing.injected():
+            given["headers"] = {**(given.get("headers") or {}), **headers}
         try:
-            self._app.send_task(name, args=list(args), kwargs=dict(kwargs), **{"task_id": task_id, **options})
+            self._app.send_task(name, args=list(args), kwargs=dict(kwargs), **given)
         except (OperationalError, OSError) as error:
             raise BrokerUnavailable(str(error) or type(error).__name__) from error
 
@@ -106,7 +110,7 @@ class CeleryOutbound:
         if self._failing and time.monotonic() < self._again_at:
             return
         try:
-            with self._senders.acquire() as producer:
+            with tracing.apart(), self._senders.acquire() as producer:
                 self._app.send_task(
                     name, args=args, serializer="json", ignore_result=True, retry=False, producer=producer, **options
                 )

@@ -15,6 +15,7 @@ from kombu.messaging import Producer
 from kombu.transport import virtual
 from kombu.utils.json import dumps
 
+from smqueue import tracing
 from smqueue.instances import Push
 from smqueue.keys import Keys
 
@@ -97,7 +98,8 @@ class Pushing:
     def _render(self, keys: Keys, url: str, options: dict[str, Any]) -> tuple[float, Push] | None:
         mark = uuid4().hex
         try:
-            found = rendered(self._app, "smqueue.transition", (keys.namespace, keys.shard), mark, **options)
+            with tracing.apart():
+                found = rendered(self._app, "smqueue.transition", (keys.namespace, keys.shard), mark, **options)
         except Exception:  # a signal handler of the user's, or a transport of another version
             log.warning("hints cannot be pushed by commits; they are sent after them", exc_info=True)
             found = None
@@ -107,6 +109,7 @@ class Pushing:
         queue, message = found
         message["properties"]["delivery_tag"] = message["headers"]["root_id"] = mark
         message["headers"]["parent_id"] = None  # whichever task it was rendered in
+        tracing.without(message["headers"])
         prefix = (self._app.conf.broker_transport_options or {}).get("global_keyprefix", "")
         push = Push(f"{prefix}{queue}", place[2] if (place := place_of(self._broker)) else "0", dumps(message), mark)
         made = self._made[keys] = (time.monotonic(), push)

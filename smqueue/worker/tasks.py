@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
-from celery import Celery
+from celery import Celery, current_task
 
+from smqueue import tracing
 from smqueue.errors import (
     DefinitionError,
     InvalidInput,
     NewerRecord,
     SecretKeyMissing,
+    SmqueueError,
     StoreRefused,
     StoreUnavailable,
     UnknownModule,
@@ -108,9 +110,10 @@ def register(app: Any, engines: Engines) -> None:
 
     @app.task(name="smqueue.add", **called)
     def add(machines: Sequence[Mapping[str, Any]], exist_ok: bool = False, namespace: str | None = None) -> list[str]:
-        engine = engines.get(namespace, modules_of(machines))
-        given = machines_from_json(engine.instances, machines)
-        return [str(machine) for machine in engine.executor.add_state_machines(given, exist_ok)]
+        with _in_words(), _senders_span():
+            engine = engines.get(namespace, modules_of(machines))
+            given = machines_from_json(engine.instances, machines)
+            return [str(machine) for machine in engine.executor.add_state_machines(given, exist_ok)]
 
     @app.task(name="smqueue.signal", **called)
     def signal(
@@ -122,9 +125,27 @@ def register(app: Any, engines: Engines) -> None:
         machine: str | None = None,
         namespace: str | None = None,
     ) -> str:
-        executor = engines.get(namespace, [module]).executor
-        done = executor.signal(operation_id, signal, payload, module=module, machine=machine, id=id)
-        return done.value
+        with _in_words(), _senders_span():
+            executor = engines.get(namespace, [module]).executor
+            done = executor.signal(operation_id, signal, payload, module=module, machine=machine, id=id)
+            return done.value
+
+
+@contextmanager
+def _in_words() -> Generator[None]:
+    """The last of an error's args says it in words: of an error a producer without smqueue gets type and args alone."""
+    try:
+        yield
+    except SmqueueError as error:
+        absent = [None] * (len(error.fields) - len(error.args))
+        error.args = (*error.args, *absent, str(error))
+        raise
+
+
+def _senders_span() -> AbstractContextManager[object]:
+    """In the block, the span of whoever has sent the message that this task runs for is the current one."""
+    request: Any = getattr(current_task, "request", None)
+    return tracing.received(lambda header: getattr(request, header, None))
 
 
 def modules_of(machines: Any) -> list[object]:
@@ -161,7 +182,9 @@ def _record_now(engine: Engine, entry: str, end: dict[str, Any]) -> None:
                 continue
             handler = engine.instances.handlers(armed.placed)[armed.trigger]
             value = encoded_end(engine, armed, handler, end)
-            said, hint = engine.driver.run(runs.outcome(keys, entry, armed.kind, value))
+            with _senders_span():
+                trace = tracing.current()
+            said, hint = engine.driver.run(runs.outcome(keys, entry, armed.kind, value, trace=trace))
         except (UnknownModule, NewerRecord, SecretKeyMissing, KeyError):  # a worker that has the module will read it
             said, hint = "UNREAD", False
         if said in {"LOST", "LATE", "UNREAD"}:
