@@ -32,9 +32,12 @@ class Diagnosis:
     at: datetime
 
 
-def diagnose(deployment: Deployment, instances: Instances, operation_id: str) -> Diagnosis:
-    """Look at an operation and at its namespace."""
-    found = explain(deployment, instances, operation_id)
+def diagnose(
+    deployment: Deployment, instances: Instances, operation_id: str, *, past: int | None = None,
+    active: int | None = None,
+) -> Diagnosis:  # fmt: skip
+    """Look at an operation and at its namespace; ``past`` and ``active`` bound the look, as in ``explain``."""
+    found = explain(deployment, instances, operation_id, past=past, active=active)
     whole = overview(deployment, walked=0)
     modules = {_module(one) for one in found.active}
     causes = [

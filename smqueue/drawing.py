@@ -283,7 +283,7 @@ def _wrapped(text: str, most: int) -> list[str]:
             if cell_len(lines[-1] + character.rstrip()) > most:
                 lines.append("")
             lines[-1] += character
-    lines = [line.strip() for line in lines if line.strip()]
+    lines = [line.strip() for line in lines if line.strip()] or [""]
     return [*lines[:2], f"{lines[2]}…"] if len(lines) > 3 else lines
 
 

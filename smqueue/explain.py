@@ -16,8 +16,9 @@ from smqueue.early import EarlySignals, early_signals
 from smqueue.errors import SmqueueError
 from smqueue.instances import Instances
 from smqueue.keys import Keys, decode, digest, schedule_of
+from smqueue.pauses import Paused, paused_by
 from smqueue.queries import InactiveState, inactive_state, moment
-from smqueue.records import Active, Field, Item, Machine, Placed, kind_of, label_of
+from smqueue.records import Active, Field, Item, Machine, Placed, kind_of, label_of, loads
 from smqueue.roundtrip import Command, Steps, read
 from smqueue.standing import parse_inactive
 from smqueue.states import StateMachine, check_operation_id
@@ -72,6 +73,7 @@ class MachineExplanation:
         attempts: How often the handler has failed on it.
         last_error: Why it failed last, or was set aside.
         triggers: What is armed.
+        pauses: What is paused, since when and why.
         held_by: What is paused or being cancelled: ``operation o-17``, ``module orders``, ``state orders.Awaiting``.
     """
 
@@ -86,6 +88,7 @@ class MachineExplanation:
     last_error: str | None = None
     triggers: tuple[ArmedTrigger, ...] = ()
     held_by: tuple[str, ...] = ()
+    pauses: tuple[Paused, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,27 +127,42 @@ class Explanation:
     stored: tuple[tuple[str, InactiveState], ...] = dataclass_field(default=(), repr=False)
 
 
-def explain(deployment: Deployment, instances: Instances, operation_id: str) -> Explanation:
-    """Look at everything of one operation. Without any module, records are shown as they are stored."""
+def explain(
+    deployment: Deployment, instances: Instances, operation_id: str, *, past: int | None = None,
+    active: int | None = None,
+) -> Explanation:  # fmt: skip
+    """Look at one operation. Without any module, records are shown as they are stored.
+
+    Args:
+        deployment: Where.
+        instances: The modules that are known; there may be none.
+        operation_id: Which.
+        past: Only the states that its last so many steps have entered, so that a long history takes no time; and
+            nothing is looked for by a scan.
+        active: About so many of its active machines are enough.
+    """
     op = check_operation_id(operation_id)
     keys, driver = deployment.keys(op), deployment.driver
     machines: list[MachineExplanation] = []
     cursor: Any = b"0"
     while True:
-        cursor, flat = driver.command("HSCAN", keys.active(op), cursor, "COUNT", 200)
+        cursor, flat = driver.command("HSCAN", keys.active(op), cursor, "COUNT", min(active or 200, 200))
         for raw_field, value in zip(flat[::2], flat[1::2], strict=True):
             machines.append(driver.run(_machine(keys, instances, op, raw_field.decode(errors="replace"), value)))
-        if int(cursor) == 0:
+        if int(cursor) == 0 or (active is not None and len(machines) >= active):
             break
     machines = _with_early(deployment, machines, op)
-    stored, past = list[tuple[str, InactiveState]](), list[tuple[StateMachine, InactiveState]]()
-    for text, data in _past(driver, keys, op):
+    stored, decoded = list[tuple[str, InactiveState]](), list[tuple[StateMachine, InactiveState]]()
+    for text, data in _past(driver, keys, op) if past is None else driver.run(_lately(keys, op, past)):
         stored.append((text, inactive_state(data)))
         if (state := instances.decode(op, text, int(data.get("version", 0)))) is not None:
-            past.append((StateMachine(op, state, Field.parse(text).module), stored[-1][1]))
-    names = _signals(instances) if instances.ids() else _inboxes(driver, keys, op)
+            decoded.append((StateMachine(op, state, Field.parse(text).module), stored[-1][1]))
+    if instances.ids():
+        names = _signals(instances)
+    else:
+        names = _inboxes(driver, keys, op) if past is None else driver.run(_noted(keys, op))
     buffered = driver.run(_buffered(keys, names, op))
-    return Explanation(op, tuple(machines), tuple(buffered), tuple(past), tuple(stored))
+    return Explanation(op, tuple(machines), tuple(buffered), tuple(decoded), tuple(stored))
 
 
 def _with_early(deployment: Deployment, machines: list[MachineExplanation], op: str) -> list[MachineExplanation]:
@@ -177,6 +195,31 @@ def _past(driver: Driver, keys: Keys, op: str) -> list[tuple[str, dict[str, Any]
                 found[raw.decode(errors="replace")] = parse_inactive(value)
         if int(cursor) == 0:
             return sorted(found.items(), key=lambda pair: pair[1]["at"])
+
+
+def _lately(keys: Keys, op: str, steps: int) -> Steps[list[tuple[str, dict[str, Any]]]]:
+    """Inactive records that the last steps have entered, oldest first."""
+    if steps <= 0:
+        return []
+    (lines,) = yield from read([], ("LRANGE", keys.history(op), -steps, -1))
+    fields: dict[str, None] = {}
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):
+            fields[str(loads(line)["to"])] = None
+    values = (yield from read([], ("HMGET", keys.inactive(op), *fields)))[0] if fields else []
+    found: list[tuple[str, dict[str, Any]]] = []
+    for field, value in zip(fields, values, strict=True):
+        with suppress(ValueError):
+            if value is not None:
+                found.append((field, parse_inactive(value)))
+    return sorted(found, key=lambda pair: pair[1]["at"])
+
+
+def _noted(keys: Keys, op: str) -> Steps[list[tuple[str, str]]]:
+    """Who has early signals, of the last 1,000 that came for any operation."""
+    (names,) = yield from read([], ("ZRANGE", keys.early, 0, -1))
+    parts = [raw.decode().split(" ") for raw in names]
+    return [(decode(module), decode(signal)) for name, module, signal in parts if decode(name) == op]
 
 
 def _signals(instances: Instances) -> list[tuple[str, str]]:
@@ -220,13 +263,17 @@ def _machine(keys: Keys, instances: Instances, op: str, stored: str, value: byte
             error = error or f"{type(problem).__name__}: {problem}"
     status = "quarantined" if aside else "decided" if "won" in race else "waiting"
     held_by: tuple[str, ...] = ()
+    pauses: tuple[Paused, ...] = ()
     with suppress(ValueError):
         module, type_name, _ = Field.parse(stored)
         held = yield from read([], *[("GET", key) for key in control_keys(keys, op, module, type_name)])
         texts = [str(one.decode()).partition(" ")[0] for one in held if isinstance(one, bytes)]
-        status = "cancelling" if "cancelling" in texts else "paused" if texts else status
+        if not (aside and "cancelling" in texts):  # set aside by its cancel handler, which keeps failing
+            status = "cancelling" if "cancelling" in texts else "paused" if texts else status
         names = (f"operation {op}", f"module {module}", f"state {module}.{type_name}")
         held_by = tuple(name for name, one in zip(names, held, strict=True) if isinstance(one, bytes))
+        found = map(paused_by, [keys] * 3, control_keys(keys, op, module, type_name), held)
+        pauses = tuple(one for one in found if one is not None)
     triggers = yield from _triggers(keys, instances, machine, active, placed, race)
     if status in {"waiting", "decided"} and (yield from _lost(keys, machine, triggers)):
         status = "unscheduled"
@@ -242,6 +289,7 @@ def _machine(keys: Keys, instances: Instances, op: str, stored: str, value: byte
         last_error=error,
         triggers=triggers,
         held_by=held_by,
+        pauses=pauses,
     )
 
 

@@ -263,7 +263,7 @@ def _shard(keys: Keys, walked: int) -> Steps[_Shard]:
     (time,) = yield from read([], ("TIME",))
     now_us = time_us(time)
     now_ms = now_us // 1000
-    operations, moves, first, due, requests, unsent, quarantined, noted, memory, persistence = yield from read(
+    replies = yield from read(
         [],
         ("ZCARD", keys.operations),
         ("HGETALL", keys.moves),
@@ -276,6 +276,11 @@ def _shard(keys: Keys, walked: int) -> Steps[_Shard]:
         ("INFO", "memory"),
         ("INFO", "persistence"),
     )
+    *told, memory, persistence = replies
+    for reply in told:
+        if isinstance(reply, Exception):  # we may not look
+            raise reply
+    operations, moves, first, due, requests, unsent, quarantined, noted = told
     lag_ms = max(0.0, now_ms - float(first[1])) if first else 0.0
     return _Shard(
         now_us=now_us,

@@ -49,6 +49,11 @@ class Flower:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=10) as answer:
             return json.load(answer)
 
+    def text(self, path: str) -> str:
+        """What is under a path."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=10) as answer:
+            return answer.read().decode()
+
     def answers(self) -> bool:
         """Whether it has started."""
         assert self._process.poll() is None
@@ -117,7 +122,8 @@ def world(tmp_path: Path) -> Iterator[Shop]:
 
 def test_triggers_are_found_by_operation(world: Shop) -> None:
     """While Flower watches, each trigger is found by its operation's id, with a telling name, its operation and machine
-    as arguments, the state of its race and the worker's name; and no worker is shown that is none."""
+    as arguments, the state of its race and the worker's name; and no worker is shown that is none. Its ``/metrics``
+    tells of machines, beside its own."""
     two = [world.worker("-c", "2") for _ in range(2)]
     names = {worker.name for worker in two}
     with running(*two):
@@ -145,6 +151,9 @@ def test_triggers_are_found_by_operation(world: Shop) -> None:
             world.add("op-kept", shop.Awaiting("op-kept", 5))
             world.executor.signal("op-kept", shop.payment, shop.Payment(1))
             api.sees("op-kept", paid="PENDING", expired="PENDING")
+            told = api.text("/metrics")
+            assert "flower_events_total{" in told
+            assert 'smqueue_active_machines{module="orders",namespace="flowers",state="Awaiting"} 1.0' in told
 
             # code: sent, received, started, retried, won
             world.add("op-poll", shop.Polling(4))

@@ -1,0 +1,120 @@
+"""A form from a payload's schema: one control for each field, and JSON for what has no control of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from marshmallow import Schema, fields
+
+from smqueue.schemas import Codec
+from smqueue.schemas import containers as held
+from smqueue.schemas import scalars as plain
+
+WHOLE = "payload"
+"""The name of the control of a payload that is no record."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """One field of a form.
+
+    Attributes:
+        name: Of the field.
+        kind: ``text``, ``number``, ``date``, ``password``, ``select`` or ``json``.
+        hint: What it takes, in a few words.
+        required: Whether it has to be given.
+        options: Of ``select``: JSON value → what is shown.
+        step: Of ``number``: ``1``, or ``any``.
+    """
+
+    name: str
+    kind: str = "json"
+    hint: str = "JSON"
+    required: bool = True
+    options: tuple[tuple[str, str], ...] = ()
+    step: str = "1"
+
+    def read(self, text: str) -> Any:
+        """What was entered, as JSON-ready data; raises ValueError."""
+        if self.kind in {"text", "date", "password"}:
+            return text
+        return json.loads(text)
+
+
+class Misread(Exception):
+    """What was entered into a control is not of its kind."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        self.name, self.problem = name, problem
+        super().__init__(name, problem)
+
+
+def controls(codec: Codec[Any] | None) -> tuple[Control, ...]:
+    """The controls for a payload; none for a signal without one. Without a codec its JSON is asked for."""
+    if codec is None:
+        return (Control(WHOLE, hint="JSON; nothing for a signal without payload", required=False),)
+    if isinstance(codec.schema, Schema):
+        return tuple(_control(field.data_key or name, field) for name, field in codec.schema.fields.items())
+    return () if isinstance(codec.schema, plain.Nothing) else (_control(WHOLE, codec.schema),)
+
+
+def payload(codec: Codec[Any] | None, entered: Mapping[str, str]) -> Any:
+    """JSON-ready data from what was entered; raises Misread."""
+    wanted = controls(codec)
+    read = dict(_entered(wanted, entered))
+    if codec is None or not isinstance(codec.schema, Schema):
+        return read.get(WHOLE)
+    return read
+
+
+def _entered(wanted: tuple[Control, ...], entered: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    for control in wanted:
+        text = entered.get(control.name, "")
+        if not text.strip() and (control.kind != "text" or not control.required):
+            continue  # left out: the schema says whether it may be
+        try:
+            yield control.name, control.read(text)
+        except ValueError:
+            what = "a number" if control.kind == "number" else "JSON: text needs quotes of its own"
+            raise Misread(control.name, f"not {what}") from None
+
+
+def _control(name: str, field: Any, required: bool | None = None) -> Control:
+    required = bool(field.required) if required is None else required
+    if isinstance(field, held.Nullable):
+        return _control(name, field.item, required=False)
+    if isinstance(field, held.Hidden):
+        inner = _control(name, field.item, required)
+        return Control(name, "password", f"{inner.hint}; secret", required) if inner.kind == "text" else inner
+    if isinstance(field, plain.Member):
+        named = [(json.dumps(member), member) for member in field.members.__members__]
+        return Control(name, "select", field.members.__name__, required, tuple(named))
+    if isinstance(field, plain.Choice):
+        values = [json.dumps(value) for value in field.values]
+        return Control(name, "select", "one of these", required, tuple(zip(values, values, strict=True)))
+    for kinds, kind, hint, step in _KINDS:
+        if isinstance(field, kinds):
+            options = (("true", "true"), ("false", "false")) if kind == "select" else ()
+            return Control(name, kind, hint, required, options, step)
+    return Control(name, required=required)
+
+
+_KINDS: tuple[tuple[Any, str, str, str], ...] = (
+    (plain.Boolean, "select", "true or false", ""),
+    (plain.Duration, "number", "microseconds", "1"),
+    (plain.Integer, "number", "whole number", "1"),
+    (plain.Number, "number", "number", "any"),
+    (plain.DecimalText, "text", "decimal number", ""),
+    (plain.Instant, "text", "time with its zone: 2026-01-31T12:00:00Z", ""),
+    (plain.Day, "date", "date", ""),
+    (plain.Uuid, "text", "UUID", ""),
+    (plain.Base64, "text", "base64", ""),
+    (plain.Text, "text", "text", ""),
+    (fields.Boolean, "select", "true or false", ""),
+    (fields.Integer, "number", "whole number", "1"),
+    (fields.Float, "number", "number", "any"),
+    (fields.String, "text", "text", ""),
+)

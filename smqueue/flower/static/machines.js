@@ -1,0 +1,273 @@
+/* Live updates, countdowns and dialogs. Every page reads and acts without it, too. */
+(function () {
+    "use strict";
+
+    var root = document.querySelector(".smq");
+    var part = root.querySelector("[data-events]");
+    var dialog = document.getElementById("smq-dialog");
+    var ahead = Date.now() / 1000 - parseFloat(root.dataset.now); // how far this clock is before the server's
+
+    // --- times -------------------------------------------------------------------------------------------------------
+
+    function span(seconds) {
+        var s = Math.abs(seconds), rest = Math.round(s), parts = [];
+        if (s < 10) {
+            return s.toFixed(1) + " s";
+        }
+        [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]].forEach(function (unit) {
+            if (rest >= unit[1]) {
+                parts.push(Math.floor(rest / unit[1]) + " " + unit[0]);
+                rest %= unit[1];
+            }
+        });
+        return parts.slice(0, 2).join(" ");
+    }
+
+    function tick() {
+        var now = Date.now() / 1000 - ahead;
+        if (document.hidden) {
+            return;
+        }
+        root.querySelectorAll("time[data-until]").forEach(function (time) {
+            var left = parseFloat(time.dataset.until) - now;
+            time.textContent = left > 0 ? "in " + span(left) : "due " + span(left) + " ago";
+        });
+        root.querySelectorAll("time[data-since]").forEach(function (time) {
+            var gone = Math.max(0, now - parseFloat(time.dataset.since));
+            time.textContent = time.dataset.words.replace("{}", span(gone));
+        });
+    }
+    window.setInterval(tick, 1000);
+
+    // --- parts of the page -------------------------------------------------------------------------------------------
+
+    function say(text) {
+        document.getElementById("smq-said").textContent = text;
+    }
+
+    function fetched(url) {
+        return fetch(url, {credentials: "same-origin", headers: {"X-Requested-With": "fetch"}});
+    }
+
+    var shown = new Map();
+
+    function replace(element, html) {
+        var focused = element.contains(document.activeElement) ? document.activeElement.id : "";
+        var open = Array.from(element.querySelectorAll("details[open]")).map(function (one) { return one.id; });
+        element.innerHTML = html;
+        open.forEach(function (id) { document.getElementById(id).open = true; });
+        if (focused && document.getElementById(focused)) {
+            document.getElementById(focused).focus({preventScroll: true});
+        }
+        tick();
+    }
+
+    function refresh() {
+        return Promise.all(Array.from(root.querySelectorAll("[data-part]")).map(function (element) {
+            return fetched(element.dataset.part).then(function (answer) {
+                return answer.ok ? answer.text() : null;
+            }).then(function (html) {
+                if (html !== null && html !== shown.get(element.id)) {
+                    shown.set(element.id, html);
+                    replace(element, html);
+                }
+            });
+        }));
+    }
+
+    // Changes that come together are one fetch, and a page that nobody sees fetches when it is seen.
+    var pending = null;
+
+    function soon() {
+        if (pending === null && !document.hidden) {
+            pending = window.setTimeout(function () {
+                pending = null;
+                dirty = false;
+                Promise.all([refresh(), newest()]).catch(function () { dirty = true; });
+            }, 150);
+        } else {
+            dirty = true;
+        }
+    }
+    var dirty = false;
+    document.addEventListener("visibilitychange", function () {
+        if (!document.hidden && dirty) {
+            soon();
+        }
+    });
+
+    // --- the timeline ------------------------------------------------------------------------------------------------
+
+    var timeline = document.getElementById("timeline");
+    var last = part && part.dataset.after !== undefined ? parseInt(part.dataset.after, 10) : -1;
+    var known = last;
+
+    function rows(html) {
+        var made = document.createElement("template");
+        made.innerHTML = html;
+        return made.content;
+    }
+
+    function newest() {
+        if (!timeline || timeline.hasAttribute("data-still") || known >= last) {
+            return Promise.resolve();
+        }
+        return fetched(timeline.dataset.rows + (timeline.dataset.rows.includes("?") ? "&" : "?") + "after=" + known).then(function (answer) {
+            return answer.ok ? answer.text() : "";
+        }).then(function (html) {
+            var fresh = rows(html);
+            var items = Array.from(fresh.querySelectorAll("li[data-sequence]")).filter(function (item) {
+                return parseInt(item.dataset.sequence, 10) > known;
+            });
+            if (!items.length) {
+                return;
+            }
+            var gap = parseInt(items[items.length - 1].dataset.sequence, 10) - known > 1;
+            known = parseInt(items[0].dataset.sequence, 10);
+            if (gap) {
+                timeline.replaceChildren(); // too many to follow: begin anew with the latest
+            }
+            items.reverse().forEach(function (item) {
+                item.classList.add("smq-new");
+                timeline.prepend(item);
+            });
+            document.querySelector("[data-total]").textContent = (known + 1).toLocaleString("en");
+            say(items[items.length - 1].dataset.said);
+        });
+    }
+
+    document.addEventListener("click", function (event) {
+        var older = event.target.closest("[data-older]");
+        if (!older || event.ctrlKey || event.metaKey) {
+            return;
+        }
+        event.preventDefault();
+        var url = new URL(older.href);
+        url.searchParams.set("part", "timeline");
+        url.hash = "";
+        fetched(url).then(function (answer) { return answer.text(); }).then(function (html) {
+            var fresh = rows(html), first = fresh.querySelector("li");
+            older.closest("li").replaceWith(fresh);
+            if (first) {
+                first.tabIndex = -1;
+                first.focus({preventScroll: true});
+            }
+        });
+    });
+
+    // --- events ------------------------------------------------------------------------------------------------------
+
+    function live(state, text) {
+        var badge = document.getElementById("smq-live");
+        if (badge) {
+            badge.hidden = false;
+            badge.querySelector(".status-dot").className = "status-dot " + state;
+            badge.querySelector("[data-live-text]").textContent = text;
+        }
+    }
+
+    if (part && window.EventSource) {
+        var events = part.dataset.events;
+        if (last >= 0) {
+            events += (events.includes("?") ? "&" : "?") + "after=" + last;
+        }
+        var source = new EventSource(events);
+        var opened = false;
+        source.addEventListener("open", function () {
+            live("status-dot-live", "Live");
+            if (opened) {
+                soon(); // what was missed meanwhile
+            }
+            opened = true;
+        });
+        source.addEventListener("error", function () { live("status-dot-error", "Connecting…"); });
+        source.addEventListener("changed", soon);
+        source.addEventListener("rewound", function () { window.location.reload(); });
+        source.addEventListener("message", function (event) {
+            last = Math.max(last, JSON.parse(event.data).sequence);
+            soon();
+        });
+        window.addEventListener("beforeunload", function () { source.close(); });
+    }
+
+    // --- asking before acting ----------------------------------------------------------------------------------------
+
+    function withPart(address) {
+        var url = new URL(address, window.location.href);
+        url.searchParams.set("part", "form");
+        return url;
+    }
+
+    function ask(html) {
+        dialog.innerHTML = html;
+        if (!dialog.open) {
+            dialog.showModal();
+        }
+        var first = dialog.querySelector("[aria-invalid]") || dialog.querySelector(".smq-form input:not([type=hidden]), .smq-form select, .smq-form textarea")
+            || dialog.querySelector("[data-close]");
+        if (first) {
+            first.focus();
+        }
+    }
+
+    function broken(text) {
+        var told = document.createElement("p");
+        told.className = "alert alert-danger";
+        told.setAttribute("role", "alert");
+        told.textContent = text;
+        dialog.prepend(told);
+    }
+
+    if (dialog && dialog.showModal) {
+        document.addEventListener("click", function (event) {
+            var link = event.target.closest("[data-act]");
+            if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
+                event.preventDefault();
+                fetched(withPart(link.href)).then(function (answer) {
+                    if (!answer.ok) {
+                        window.location.assign(link.href); // a login that has run out, say
+                        return null;
+                    }
+                    return answer.text().then(ask);
+                });
+            } else if (dialog.open && event.target.closest("[data-close]")) {
+                event.preventDefault();
+                dialog.close();
+            }
+        });
+        dialog.addEventListener("submit", function (event) {
+            var form = event.target, button = form.querySelector("button[type=submit]");
+            event.preventDefault();
+            button.disabled = true;
+            fetch(withPart(form.action), {method: "POST", body: new URLSearchParams(new FormData(form)), credentials: "same-origin"}).then(function (answer) {
+                var type = answer.headers.get("Content-Type") || "";
+                if (answer.ok && type.includes("json")) {
+                    return answer.json().then(function (done) {
+                        dialog.close();
+                        said(done.said);
+                        soon();
+                    });
+                }
+                return answer.text().then(function (html) {
+                    if (html.includes("smq-form-title")) {
+                        ask(html);
+                    } else {
+                        button.disabled = false;
+                        broken("It was refused (" + answer.status + "). Reload the page, and try again.");
+                    }
+                });
+            }).catch(function () {
+                button.disabled = false;
+                broken("Flower does not answer. Whether it was done is not known.");
+            });
+        });
+    }
+
+    function said(text) {
+        var toast = document.createElement("p");
+        toast.className = "alert alert-success shadow";
+        toast.textContent = text;
+        document.getElementById("toast-container").append(toast);
+        window.setTimeout(function () { toast.remove(); }, 8000);
+    }
+}());
