@@ -6,14 +6,18 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "demo": "smqueue.demo.command:demo",
     "dev": "smqueue.cli.dev:dev",
     "worker": "smqueue.cli.worker:worker",
+    "flower": "smqueue.cli.flower:flower",
     "list": "smqueue.cli.look:list_",
     "show": "smqueue.cli.look:show",
     "why": "smqueue.cli.look:why",
+    "stats": "smqueue.cli.stats:stats",
+    "metrics": "smqueue.cli.metrics:metrics",
     "verify": "smqueue.cli.verify:verify",
     "add": "smqueue.cli.produce:add",
     "signal": "smqueue.cli.produce:signal",
@@ -22,6 +26,8 @@ COMMANDS = {
     "resume": "smqueue.cli.steer:resume",
     "retry": "smqueue.cli.steer:retry",
     "graph": "smqueue.cli.code:graph",
+    "functions": "smqueue.cli.functions:functions",
+    "completion": "smqueue.cli.completion:completion",
     "version": "smqueue.cli.code:version",
 }
 """In the order in which they are listed."""
@@ -42,6 +48,11 @@ class Commands(click.Group):
         found: Any = getattr(import_module(module), name)
         found.name = cmd_name
         return found
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names alone: for their help texts all of them would have to be imported."""
+        names = [CompletionItem(name) for name in COMMANDS if name.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
 
 @click.command(

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
+from smqueue.cli import NoSuchOperation
+from smqueue.cli.arguments import MODULE, OPERATION, SPAN, STATE
+from smqueue.cli.live import View, watch, watch_option
+from smqueue.cli.output import brief, colored, out, print_array, table
 from smqueue.cli.target import Target, deployment_options
-from smqueue.cli.words import left, span, told
-from smqueue.errors import SmqueueError
+from smqueue.cli.words import span, told
 from smqueue.executor import Executor
-from smqueue.explain import ArmedTrigger, Explanation
+from smqueue.explain import Explanation
 from smqueue.instances import Instances
-from smqueue.keys import decode
-from smqueue.records import Field
-from smqueue.search import Wanted, active_machines, shown_state
+from smqueue.rows import rows_of
+from smqueue.search import Listed, Wanted, active_machines, search
 from smqueue.states import check_operation_id
 
 SHOWN = 100
-COLORS = {"quarantined": "red", "unreadable": "red", "paused": "yellow", "cancelling": "yellow", "decided": "green"}
-
-
-class NoSuchOperation(SmqueueError):
-    """There is no operation {operation_id} in namespace {namespace}: smqueue list shows those that are active, and
-    --namespace or SMQUEUE_NAMESPACE names another namespace."""
-
-    fields = ("operation_id", "namespace")
-    operation_id: str
-    namespace: str
+LOOK_S = 1.0
+"""How long a look of ``list --watch`` may take."""
 
 
 @click.command(
@@ -43,71 +35,117 @@ class NoSuchOperation(SmqueueError):
     epilog="""\b
 Examples:
   smqueue list
-  smqueue list --module orders --state Awaiting --limit 20
+  smqueue list --module orders --state Awaiting --older 2h
+  smqueue list --operation 'order-2026-*' --newest --limit 20
   smqueue list --quarantined --json | jq -r '.[].operation_id'
+  smqueue list --state Awaiting --watch
 """,
 )
-@click.option("--module", metavar="ID", help="Only of this module.")
-@click.option("--operation", metavar="OP", help="Only of this operation.")
-@click.option("--state", metavar="TYPE", help="Only in this state.")
-@click.option("--quarantined", is_flag=True, help="Only those that were set aside.")
+@click.option("--module", type=MODULE, metavar="ID", help="Only of this module.")
 @click.option(
-    "--limit", type=click.IntRange(0), help=f"At most so many; 0: all.  [default: {SHOWN}, or all with --json]"
+    "--operation",
+    type=OPERATION,
+    metavar="OP",
+    help="Only of this operation, or with a * at the end of all that begin so.",
+)
+@click.option("--state", type=STATE, metavar="TYPE", help="Only in this state.")
+@click.option("--older", type=SPAN, metavar="SPAN", help="Only those in their state for so long: 90s, 30min, 2h, 1d.")
+@click.option("--quarantined", is_flag=True, help="Only those that were set aside.")
+@click.option("--newest", is_flag=True, help="Operations that have become active last come first.")
+@click.option(
+    "--limit", type=click.IntRange(0), help=f"At most so many; 0: all.  [default: {SHOWN}; all with --json alone]"
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON array.")
+@watch_option
 @deployment_options
 def list_(
     module: str | None,
     operation: str | None,
     state: str | None,
+    older: timedelta | None,
     quarantined: bool,
+    newest: bool,
     limit: int | None,
     as_json: bool,
+    watched: bool,
     target: Target,
 ) -> None:
-    """List active machines, in no order; paused and quarantined ones are active."""
+    """List active machines, the operations that are active longest first; paused and quarantined ones are active."""
     if operation is not None:
         check_operation_id(operation)
+    older_s = older.total_seconds() if older is not None else None
+    wanted = Wanted(operation, module, state, quarantined, older_s, newest)
     executor = target.executor()
-    found = active_machines(executor.deployment, executor.instances, Wanted(operation, module, state, quarantined))
-    most = (0 if as_json else SHOWN) if limit is None else limit
+    most = (0 if as_json and not watched else SHOWN) if limit is None else limit
+
+    if watched:
+        single = operation if operation is not None and not operation.endswith("*") else None
+        watch(lambda: _page(executor, wanted, most or sys.maxsize), executor, as_json, single)
+        return
+    found = active_machines(executor.deployment, executor.instances, wanted)
     some = islice(found, most) if most else found
     if as_json:
         print_array(one._asdict() for one in some)
         return
-    table = Table("operation", "module", "state", "fields", "step", "since", "status", box=None, pad_edge=False)
+    out(_table(list(some)))
+    if most and next(found, None) is not None:
+        click.echo(f"there are more: --limit 0 shows all, --limit N more than {most}", err=True)
+
+
+def _page(executor: Executor, wanted: Wanted, most: int) -> View:
+    """What is found in a second: of a million machines those that are wanted may be far between."""
+    found = search(executor.deployment, executor.instances, wanted, limit=most, budget_s=LOOK_S)
+    some = found.machines[:most]
+    parts = [_table(some)]
+    if found.cursor is not None and len(some) < most:
+        parts.append(f"these are of the first {found.looked_at:,} operations: for more there is no time in a watch")
+    return View(Group(*parts), [one._asdict() for one in some])
+
+
+def _table(found: list[Listed]) -> Any:
+    rows = table("operation", "module", "state", "fields", ">step", "since", "status")
     now = datetime.now(UTC)
-    for one in some:
+    for one in found:
         since = span(now - datetime.fromisoformat(one.since)) if one.since else ""
         status = escape(one.status + (f" ({one.last_error})" if one.last_error else ""))
         names = map(escape, (one.operation_id, one.module, one.type, brief(one.state)))
-        table.add_row(*names, str(one.step), since, colored(one.status, status))
-    out(table if table.row_count else "no active machines")
-    if most and next(found, None) is not None:
-        click.echo(f"there are more: --limit 0 shows all, --limit N more than {most}", err=True)
+        rows.add_row(*names, str(one.step), since, colored(one.status, status))
+    return rows if found else "no active machines"
 
 
 @click.command(
     epilog="""\b
 Examples:
   smqueue show order-1
+  smqueue show order-1 --watch
   smqueue show order-1 --json | jq '.[] | select(.kind == "active")'
 """
 )
-@click.argument("operation", metavar="OP")
+@click.argument("operation", type=OPERATION, metavar="OP")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array: active, inactive and buffered, by kind.")
+@watch_option
 @deployment_options
-def show(operation: str, as_json: bool, target: Target) -> None:
+def show(operation: str, as_json: bool, watched: bool, target: Target) -> None:
     """Show an operation: its active machines, its past states and who won there, and early signals."""
-    executor, found = _explained(operation, target)
-    instances = executor.instances
-    if as_json:
-        print_array(_rows(found, instances))
-        return
-    out(f"operation {escape(operation)}: {'active' if found.active else 'finished' if found.stored else 'not started'}")
-    now = datetime.now(UTC)
-    states = Table("", "module", "state", "fields", "step", "machine", "entered", "how", box=None, pad_edge=False)
-    for row in _rows(found, instances):
+    executor = target.executor()
+
+    def look() -> View:
+        return _shown(_explained(operation, executor), executor.instances)
+
+    if watched:
+        watch(look, executor, as_json, operation)
+    elif as_json:
+        print_array(look().rows)
+    else:
+        out(look().shown)
+
+
+def _shown(found: Explanation, instances: Instances) -> View:
+    rows, now = list(rows_of(found, instances)), datetime.now(UTC)
+    standing = "active" if found.active else "finished" if found.stored else "not started"
+    parts: list[Any] = [Text(f"operation {found.operation_id}: {standing}")]
+    states = table("", "module", "state", "fields", ">step", "machine", "entered", "how")
+    for row in rows:
         if row["kind"] == "buffered":
             continue
         entered = datetime.fromisoformat(row["since"]) if row["since"] else None
@@ -116,106 +154,54 @@ def show(operation: str, as_json: bool, target: Target) -> None:
         when = f"{span(now - entered)} ago" if entered else ""
         states.add_row(*names, str(row["step"]), row["machine_id"], when, colored(row["status"], escape(how)))
     if states.row_count:
-        out(states)
-    for signals in found.buffered:
-        out(escape(f"kept early: {signals.count} of {signals.module}.{signals.signal}"))
+        parts.append(states)
+    parts += [Text(f"kept early: {one.count} of {one.module}.{one.signal}") for one in found.buffered]
+    return View(Group(*parts), rows)
 
 
 @click.command(
     epilog="""\b
 Examples:
   smqueue why order-1
+  smqueue why order-1 --watch
   smqueue why order-1 -A shop.app:executor
 """
 )
-@click.argument("operation", metavar="OP")
+@click.argument("operation", type=OPERATION, metavar="OP")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array of sentences.")
+@watch_option
 @deployment_options
-def why(operation: str, as_json: bool, target: Target) -> None:
+def why(operation: str, as_json: bool, watched: bool, target: Target) -> None:
     """Say why an operation is where it is: what it waits for, since when, until when, and what has failed."""
-    found = target.executor().diagnose(operation)
-    lines = told(found.explanation, found.at, found.causes)
-    if as_json:
-        print_array(line.strip() for line in lines)
+    executor = target.executor()
+
+    def look() -> View:
+        found = executor.diagnose(operation)
+        _known(found.explanation, executor)
+        lines = told(found.explanation, found.at, found.causes)
+        facts = [list(rows_of(found.explanation, executor.instances)), [cause.kind for cause in found.causes]]
+        return View(Text("\n".join(lines)), [line.strip() for line in lines], facts)
+
+    if watched:
+        watch(look, executor, as_json, operation)
+    elif as_json:
+        print_array(look().rows)
     else:
-        for line in lines:
-            click.echo(line)
+        out(look().shown)
 
 
 # --- how -------------------------------------------------------------------------------------------------------------
 
 
-def _explained(operation: str, target: Target) -> tuple[Executor, Explanation]:
-    executor = target.executor()
+def _explained(operation: str, executor: Executor) -> Explanation:
     found = executor.explain(operation)
+    _known(found, executor)
+    return found
+
+
+def _known(found: Explanation, executor: Executor) -> None:
     if not (found.active or found.stored or found.buffered):
-        raise NoSuchOperation(operation, executor.deployment.settings.namespace)
-    return executor, found
+        raise NoSuchOperation(found.operation_id, executor.deployment.settings.namespace)
 
 
-def _rows(found: Explanation, instances: Instances) -> Iterable[dict[str, Any]]:
-    op = found.operation_id
-    for one in found.active:
-        record = {"kind": "active", **_record(instances, op, one.field), "machine_id": one.machine_id, "step": one.step}
-        record |= {"since": one.since.isoformat() if one.since else None, "status": one.status, "won": one.won}
-        record |= {"attempts": one.attempts, "last_error": one.last_error}
-        yield record | {"triggers": [_trigger(trigger) for trigger in one.triggers]}
-    for field, state in found.stored:
-        record = {"kind": "inactive", **_record(instances, op, field), "machine_id": state.machine_id}
-        record |= {"step": state.step, "since": state.created_at.isoformat(), "until": state.exited_at.isoformat()}
-        record |= {"status": left(state), "won": state.won, "visits": state.visits, "terminal": state.terminal}
-        yield record | {"cancelled": state.cancelled, "merged_into": state.merged_into, "losers": state.losers}
-    for signals in found.buffered:
-        kept = {"kind": "buffered", "operation_id": op, "module": signals.module, "signal": signals.signal}
-        yield kept | {"count": signals.count, "oldest": signals.oldest.isoformat() if signals.oldest else None}
-
-
-def _record(instances: Instances, op: str, field: str) -> dict[str, Any]:
-    try:
-        module, type_name, _ = Field.parse(field)
-        newest = instances.get(module).module.version if module in instances else 0
-        state = shown_state(instances, op, field, newest)
-    except ValueError:
-        return {"operation_id": op, "module": "", "type": decode(field), "state": None}
-    return {"operation_id": op, "module": module, "type": type_name, "state": state}
-
-
-def _trigger(one: ArmedTrigger) -> dict[str, Any]:
-    times = {"since": one.since, "deadline": one.deadline, "next_run": one.next_run}
-    shown: dict[str, Any] = {"name": one.name, "kind": one.kind, "waits_for": one.waits_for}
-    shown |= {name: at.isoformat() if at else None for name, at in times.items()}
-    return shown | {"running": one.running, "attempts": one.attempts, "last_error": one.last_error}
-
-
-def print_array(items: Iterable[Any]) -> None:
-    """Print one JSON array, an item a line, as they come."""
-    separator = "["
-    for item in items:
-        sys.stdout.write(f"{separator}\n{json.dumps(item, ensure_ascii=False)}")
-        separator = ","
-    sys.stdout.write("[]\n" if separator == "[" else "\n]\n")
-
-
-def brief(state: Any) -> str:
-    """The fields of a state in one line."""
-    if not isinstance(state, dict):
-        return "" if state is None else json.dumps(state, ensure_ascii=False)
-    return " ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in state.items())
-
-
-def colored(status: str, text: str) -> str:
-    """Text in the color of a status, as rich's markup."""
-    color = COLORS.get(status)
-    return f"[{color}]{text}[/{color}]" if color else text
-
-
-def out(what: Any) -> None:
-    """Print on a terminal in its width; elsewhere plain, and no line is broken."""
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    if not console.is_terminal:
-        console = Console(highlight=False, width=10_000)
-        with console.capture() as captured:
-            console.print(what)
-        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
-        return
-    console.print(what)
+__all__ = ["NoSuchOperation", "list_", "print_array", "show", "why"]

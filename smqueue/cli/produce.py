@@ -8,7 +8,8 @@ from typing import Any, TextIO
 
 import click
 
-from smqueue.cli.look import print_array
+from smqueue.cli.arguments import MODULE, OPERATION, SIGNAL, STATE
+from smqueue.cli.output import print_array
 from smqueue.cli.target import Target, deployment_options
 from smqueue.client import Client
 from smqueue.relay import machine_from_json
@@ -44,10 +45,10 @@ Examples:
   smqueue signal order-1 payment '{"amount": 300}' --id payment-77    once, however often it is sent
 """
 )
-@click.argument("operation", metavar="OP")
-@click.argument("name")
+@click.argument("operation", type=OPERATION, metavar="OP")
+@click.argument("name", type=SIGNAL)
 @click.argument("payload", metavar="[JSON]", default="null")
-@click.option("--module", metavar="ID", help="Needed when several modules have a signal of that name.")
+@click.option("--module", type=MODULE, metavar="ID", help="Needed when several modules have a signal of that name.")
 @click.option("--id", "signal_id", metavar="TEXT", help="A second signal of the same id is a duplicate.")
 @click.option("--machine", metavar="ID", help="Only for this machine.")
 @click.option(
@@ -89,8 +90,8 @@ A file holds one JSON array of {"operation_id": …, "module": …, "type": …,
 """
 )
 @click.argument("operation", metavar="OP", required=False)
-@click.argument("module", required=False)
-@click.argument("type_name", metavar="TYPE", required=False)
+@click.argument("module", type=MODULE, required=False)
+@click.argument("type_name", type=STATE, metavar="TYPE", required=False)
 @click.argument("state", metavar="JSON", required=False)
 @click.option(
     "--file", "file", type=click.File("r", encoding="utf-8"), help="A JSON array instead; - for standard input."

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import click
 
-from smqueue.cli.look import NoSuchOperation
+from smqueue.cli import NoSuchOperation
+from smqueue.cli.arguments import MODULE, OPERATION, STATE
 from smqueue.cli.target import Target, deployment_options
+from smqueue.errors import AwaitTimeout, CancelUnfinished
 from smqueue.executor import Executor
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -19,42 +22,67 @@ F = TypeVar("F", bound=Callable[..., Any])
 Examples:
   smqueue cancel order-1 --reason 'customer asked'
   smqueue cancel order-1 --children
+  smqueue cancel order-1 --force   # where a cancel handler keeps failing
 """
 )
-@click.argument("operation", metavar="OP")
-@click.option("--reason", metavar="TEXT", help="Kept in the records.")
+@click.argument("operation", type=OPERATION, metavar="OP")
+@click.option("--reason", metavar="TEXT", help="Kept in the records, and given to cancel handlers.")
 @click.option("--children", is_flag=True, help="Also the operations that its transitions have started.")
+@click.option("--force", is_flag=True, help="End all of them without their cancel handlers.")
+@click.option(
+    "--wait", "wait_s", type=click.FloatRange(0), default=10, show_default=True, metavar="SECONDS",
+    help="For workers, where this command lacks the modules to run cancel handlers.",
+)  # fmt: skip
 @deployment_options
-def cancel(operation: str, reason: str | None, children: bool, target: Target) -> None:
-    """End every active machine of an operation; prints how many."""
+def cancel(operation: str, reason: str | None, children: bool, force: bool, wait_s: float, target: Target) -> None:
+    """End every active machine of an operation; prints how many.
+
+    Cancel handlers run here with the modules, and else in a worker. Those that fail keep their machines: workers try
+    again, and this command exits with 1.
+    """
     executor = target.executor()
     _known(executor, operation)
-    click.echo(f"{executor.cancel(operation, reason, children)} ended")
+    try:
+        ended = executor.cancel(operation, reason, children, force=force)
+    except CancelUnfinished as unfinished:
+        if target.has_modules or not _finished(executor, operation, wait_s):
+            raise
+        ended = unfinished.ended + unfinished.left
+    click.echo(f"{ended} ended")
+
+
+def _finished(executor: Executor, operation: str, wait_s: float) -> bool:
+    """Whether workers finish what was left to them, within so many seconds."""
+    with suppress(AwaitTimeout):
+        executor.await_operation(operation, wait_s)
+        return True
+    return False
 
 
 def scope(command: F) -> F:
     """What ``pause`` and ``resume`` are about."""
-    command = click.option("--state", metavar="TYPE", help="One state of the module.")(command)
-    command = click.option("--module", metavar="ID", help="A module, instead of an operation.")(command)
-    return click.argument("operation", metavar="[OP]", required=False)(command)
+    command = click.option("--state", type=STATE, metavar="TYPE", help="One state of the module.")(command)
+    command = click.option("--module", type=MODULE, metavar="ID", help="A module, instead of an operation.")(command)
+    return click.argument("operation", type=OPERATION, metavar="[OP]", required=False)(command)
 
 
 @click.command(
     epilog="""\b
 Examples:
   smqueue pause order-1
-  smqueue pause --module orders --state Awaiting -A shop.app:executor
+  smqueue pause --module orders --state Awaiting -A shop.app:executor --reason 'bank is down'
 """
 )
 @scope
+@click.option("--reason", metavar="TEXT", help="For why, and whoever else looks.")
 @deployment_options
-def pause(operation: str | None, module: str | None, state: str | None, target: Target) -> None:
+def pause(operation: str | None, module: str | None, state: str | None, reason: str | None, target: Target) -> None:
     """Stop the transitions of an operation, or of a module or one of its states, until resume.
 
     Once this has returned nothing of it commits. Triggers and deadlines run on; what falls due fires at the resume.
     """
     executor = _executor(operation, module, state, target)
-    executor.pause(operation, module=module, state=state)
+    executor.pause(operation, module=module, state=state, reason=reason)
     click.echo(f"{_named(operation, module, state)} paused")
 
 
@@ -78,15 +106,22 @@ def resume(operation: str | None, module: str | None, state: str | None, target:
     epilog="""\b
 Examples:
   smqueue retry order-1 -A shop.app:executor
+  smqueue retry --module orders --state Awaiting -A shop.app:executor
+  smqueue retry --all -A shop.app:executor
 """
 )
-@click.argument("operation", metavar="OP")
+@scope
+@click.option("--all", "everything", is_flag=True, help="All of the namespace, after an incident.")
 @deployment_options
-def retry(operation: str, target: Target) -> None:
-    """Take the machines of an operation out of quarantine; prints how many. Needs the modules."""
+def retry(operation: str | None, module: str | None, state: str | None, everything: bool, target: Target) -> None:
+    """Take machines out of quarantine; prints how many. Needs the modules."""
+    named = operation is not None or module is not None or state is not None
+    if everything == named or (operation is not None and (module is not None or state is not None)):
+        raise click.UsageError("give an operation, or --module (and --state), or --all")
     executor = target.with_code("retry")
-    _known(executor, operation)
-    click.echo(f"{executor.retry(operation)} taken out of quarantine")
+    if operation is not None:
+        _known(executor, operation)
+    click.echo(f"{executor.retry(operation, module=module, state=state)} taken out of quarantine")
 
 
 def _executor(operation: str | None, module: str | None, state: str | None, target: Target) -> Executor:

@@ -22,6 +22,9 @@ from smqueue.selection import FORMAT, VARIABLE
 from smqueue.worker.application import APP_VARIABLE, default_executor, load_executor
 from smqueue.worker.settings import history_chain
 
+INSTALLED = "smqueue.installed"
+"""In the context of a command: makes the target of a namespace, where no option but that says which."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -146,6 +149,24 @@ def _place(error: BaseException) -> str:
     return f" (at {users[-1].filename}:{users[-1].lineno})" if users else ""
 
 
+def target_of(app: str | None, url: str | None, namespace: str | None, modules: str | None) -> Target:
+    """A target of options and, where they do not say, the environment.
+
+    Raises:
+        UsageError: Two executors are named.
+    """
+    if app and modules:
+        raise click.UsageError("give -A, whose executor has its modules, or --modules, not both")
+    env = os.environ.get
+    return Target(
+        app,
+        # An executor that is named has its own; the environment reaches it by itself.
+        url or (None if app else env("SMQUEUE_URL") or None),
+        namespace or (None if app else env("SMQUEUE_NAMESPACE") or None),
+        modules or (None if app else env(VARIABLE) or None),
+    )
+
+
 def deployment_options(command: F) -> F:
     """The options that every command with a deployment has; the command gets a ``Target``."""
 
@@ -155,18 +176,15 @@ def deployment_options(command: F) -> F:
     @click.option("--modules", metavar="LIST", help=f"package.module:object, separated by commas.  [env: {VARIABLE}]")
     @wraps(command)
     def wrapped(
-        *args: Any, app: str | None, url: str | None, namespace: str | None, modules: str | None, **rest: Any
+        *args: Any,
+        namespace: str | None,
+        app: str | None = None,
+        url: str | None = None,
+        modules: str | None = None,
+        **rest: Any,
     ) -> Any:
-        env = os.environ.get
-        target = Target(
-            app,
-            # An executor that is named has its own; the environment reaches it by itself.
-            url or (None if app else env("SMQUEUE_URL") or None),
-            namespace or (None if app else env("SMQUEUE_NAMESPACE") or None),
-            modules or (None if app else env(VARIABLE) or None),
-        )
-        if app and modules:
-            raise click.UsageError("give -A, whose executor has its modules, or --modules, not both")
+        installed: Callable[[str | None], Target] | None = click.get_current_context().meta.get(INSTALLED)
+        target = installed(namespace) if installed else target_of(app, url, namespace, modules)
         return command(*args, target=target, **rest)
 
     return wrapped  # pyright: ignore[reportReturnType]

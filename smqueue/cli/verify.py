@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from smqueue.audit import Problem, Report, audit
-from smqueue.cli.look import NoSuchOperation
+from smqueue.cli import NoSuchOperation
+from smqueue.cli.arguments import OPERATION
 from smqueue.cli.target import Target, deployment_options
 from smqueue.deployment import Deployment
 
@@ -29,7 +30,7 @@ Examples:
   smqueue verify --json | jq '.problems[] | select(.kind == "lost-machine") | .operation'
 """
 )
-@click.argument("operations", metavar="[OP]...", nargs=-1)
+@click.argument("operations", type=OPERATION, metavar="[OP]...", nargs=-1)
 @click.option("--repair", is_flag=True, help="Mend what can be mended, and say what was done.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @deployment_options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -32,15 +33,20 @@ All other options go to celery worker: celery worker --help lists them.
 @deployment_options
 def worker(broker: str | None, options: tuple[str, ...], target: Target) -> None:
     """Run a Celery worker for the machines of an executor or of modules."""
-    if broker:
-        os.environ["CELERY_BROKER_URL"] = broker
     if not target.has_modules:
         raise click.UsageError("whose machines? Give -A package.module:executor, or --modules, or set SMQUEUE_MODULES")
+    run_celery("worker", options, target, broker)
+
+
+def run_celery(command: str, options: Sequence[str], target: Target, broker: str | None) -> None:
+    """Run one of Celery's own commands on the application of a target, and exit as it does."""
+    if broker:
+        os.environ["CELERY_BROKER_URL"] = broker
     prepare(target)
     from celery.bin.celery import celery
 
     entry: Any = celery
-    arguments = ["-A", "smqueue.worker.application:app", "worker", *options]
+    arguments = ["-A", "smqueue.worker.application:app", command, *options]
     status = entry.main(arguments, prog_name="celery", auto_envvar_prefix="CELERY", standalone_mode=False)
     raise SystemExit(status or 0)
 

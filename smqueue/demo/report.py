@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smqueue.executor import Executor
-from smqueue.notifier import Update
+from smqueue.following import Update
 
 SHOWN = 10
 

@@ -19,7 +19,7 @@ from smqueue.demo.stage import Stage
 from smqueue.demo.xes import Case, read_log
 from smqueue.errors import InvalidInput
 from smqueue.executor import Executor
-from smqueue.notifier import Update
+from smqueue.following import Update
 from smqueue.states import State
 from smqueue.transaction import Transaction
 

@@ -16,7 +16,7 @@ from smqueue.demo.plan import make_plan
 from smqueue.demo.replay import Closed, Ticket
 from smqueue.demo.xes import Case, Event
 from smqueue.embedded import EmbeddedServer
-from smqueue.notifier import Update
+from smqueue.following import Update
 from smqueue.queries import MachineId
 from tests.faults.chaos.load import Fed, case, order
 from tests.faults.chaos.middle import Fate, Middle

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,9 +15,10 @@ from typing import Any, NamedTuple, cast
 import pytest
 import redis
 
-from smqueue import Executor, Module, State, StateMachine, StoreRefused, Transaction, now
+from smqueue import AsyncClient, AwaitTimeout, Executor, Module, State, StateMachine, StoreRefused, Transaction, now
 from smqueue.cli import run
 from smqueue.client import Client
+from smqueue.drivers import functions
 from smqueue.embedded import EmbeddedServer
 from tests.apps import shop
 from tests.brokers import redis_server
@@ -63,7 +66,7 @@ def serving(kind: str, directory: Path) -> Iterator[tuple[str, str]]:
 @pytest.fixture(params=["valkey", "redis"])
 def guarded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Guarded]:
     with serving(request.param, tmp_path) as (url, broker), redis.Redis.from_url(url) as admin:
-        assert [name for name, _ in USERS] == ["smqueue", "smqueue_broker"]
+        assert [name for name, _ in USERS] == ["smqueue", "smqueue_broker", "smqueue_gateway"]
         newer = request.param == "valkey"  # what Redis 7.0 does not know cannot be allowed there
         for name, written in USERS:
             rules = written if newer else written.replace(" +client|setinfo", "")
@@ -159,6 +162,19 @@ def used(monitor: Monitor, db: int) -> set[str]:
     return {one.name for one in monitor.asked if one.db == db}
 
 
+async def from_a_loop(client: AsyncClient) -> None:
+    """What a client does for event loops; it listens to one operation no more while it listens to another."""
+    machine = {"operation_id": "loop", "module": "orders", "type": "Packing", "state": {"order_id": "x"}}
+    async with client, client.subscribe("loop", timeout=30) as updates:
+        await client.add([machine])
+        await client.signal("loop", "packed")
+        assert [(await anext(updates)).step for _ in range(2)] == [1, 2]
+        await client.await_operation("loop", 30)
+        with pytest.raises(AwaitTimeout):
+            await client.await_operation("never", 0.1)
+        await client.await_operation("client", 30)
+
+
 def test_a_whole_life_under_least_privilege(guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the two users of docs/security.md every kind of trigger runs to its end in a real worker; adding,
     signalling, steering, looking, following, auditing, retention, a client without Celery and all that a transaction
@@ -175,11 +191,12 @@ def test_a_whole_life_under_least_privilege(guarded: Guarded, tmp_path: Path, mo
         client.add([{"operation_id": "client", "module": "orders", "type": "Packing", "state": {"order_id": "x"}}])
         client.signal("client", "packed", id="once")
         client.await_operation("client", 30)
+        asyncio.run(from_a_loop(AsyncClient(guarded.state, NAMESPACE)))
         monkeypatch.setenv("SMQUEUE_URL", guarded.state)
         monkeypatch.setenv("SMQUEUE_NAMESPACE", NAMESPACE)
         watchers = world.executor.deployment.keys("gone").watchers("gone")
         guarded.admin.sadd(watchers, "left:behind:by-nobody")  # for the audit to look at
-        for command in (["list"], ["show", "client"], ["why", "breaking"], ["verify"]):
+        for command in (["list"], ["show", "client"], ["why", "breaking"], ["verify"], ["metrics", "--once"]):
             assert run(command) in {0, 1}, command
         local = Local(guarded.state, NAMESPACE, {"brief": brief})
         local.add("writing", Writing(1))
@@ -218,3 +235,44 @@ def test_who_lacks_a_permission_is_told(server: EmbeddedServer, namespace: str) 
             local.add("op", Writing(1))
     assert PASSWORD not in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_gateways_user(guarded: Guarded) -> None:
+    """Under the gateway's user of the page all functions work and answers are taken, in every shard, and the server has
+    refused nothing; it has no right that is not needed."""
+    guarded.admin.function_load(functions.text())
+    local = Local(guarded.state, NAMESPACE, {"brief": brief}, shards=2)
+    assert list(local.executor.get_active_operations()) == []
+    gateway = redis.Redis.from_url(guarded.state.replace("//smqueue:", "//smqueue_gateway:"))
+    with gateway, monitoring(guarded.admin) as monitor:
+        for op in ("op-1", "op-2", "op-3", "op-4"):
+            key: Any = gateway.fcall_ro("smqueue_key", 1, "{smqueue.0}:meta", op)
+            added: Any = gateway.fcall("smqueue_add", 1, key, op, "brief", "Writing", '{"n": "x"}')
+            sent: Any = gateway.fcall("smqueue_signal", 1, key, op, "again", "null", "id", "1")
+            local.drain(0)
+            local.drain(1)
+            refused, done = (json.loads(cast("Any", gateway.blpop([reply], 10))[1]) for reply in (added, sent))
+            assert (refused["error"], done) == ("InvalidState", {"value": "BUFFERED"})
+        needless = allowed("smqueue_gateway") - used(monitor, 0)
+    assert needless == set()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "GET {smqueue.0}:machine:x", "HGETALL {smqueue.0}:active:op", "HSET {smqueue.0}:active:op f v",
+        "HSET {smqueue.0}:meta shards 9", "DEL {smqueue.0}:requests", "LRANGE {smqueue.0}:requests 0 -1",
+        "RPUSH {smqueue.0}:unsent x", "SET {smqueue.0}:data:m:k v", "SET {smqueue.0}:marker:x v",
+        "FCALL smqueue_signal 1 {other.0}:requests op name null", "FUNCTION LIST", "FUNCTION DELETE smqueue",
+        "PUBLISH {smqueue.0}:bells x", "EVAL return(1) 0", "KEYS *",
+    ],
+)  # fmt: skip
+def test_what_the_gateway_may_not(server: EmbeddedServer, command: str) -> None:
+    """The gateway's user can read and change no record, nor the functions, nor what belongs to others."""
+    with redis.Redis.from_url(server.url) as admin:
+        rules = dict(USERS)["smqueue_gateway"]
+        admin.execute_command("ACL", "SETUSER", "gate", *rules.replace("PASSWORD", PASSWORD).split())
+        admin.function_load(functions.text(), replace=True)
+        gate = redis.Redis.from_url(as_user(server.url, "gate"))
+        with gate, pytest.raises(redis.ResponseError, match="ermission"):
+            gate.execute_command(*command.split())

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
+import click
 import pytest
 import redis
 
-from smqueue.cli import run
+from smqueue.cli import Exit, run
+from smqueue.cli.arguments import SPAN
 from smqueue.cli.commands import COMMANDS
 from smqueue.embedded import EmbeddedServer
 from smqueue.keys import Keys, digest
 from smqueue.processes import Child
+from tests.brokers import free_port
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 MODULES = "tests.apps.shop:orders,tests.apps.shop:kinds"
+FORMATS = ("mermaid", "dot", "svg")
 VARIABLES = ("SMQUEUE_URL", "SMQUEUE_NAMESPACE", "SMQUEUE_MODULES", "SMQUEUE_APP", "CELERY_BROKER_URL")
 
 
@@ -176,7 +184,7 @@ def test_show_and_why(command: Command, waiting: str, modules: str) -> None:
 def test_what_is_not_there(command: Command) -> None:
     """An unknown operation is an error that says where to look, for every command that names one."""
     for name in ("show", "why", "cancel"):
-        refused(command(name, "nobody"), "nobody", "smqueue list")
+        refused(command(name, "nobody"), "nobody", "smqueue list", code=Exit.NO_SUCH_OPERATION)
 
 
 # --- steering ---------------------------------------------------------------------------------------------------------
@@ -252,7 +260,9 @@ def test_bad_signals_are_refused(command: Command, waiting: str) -> None:
     paid = ("signal", waiting, "payment", '{"amount": 3}', "--id", "p1")
     assert command(*paid, modules=MODULES).out == "DELIVERED\n"
     assert command(*paid, modules=MODULES).out == "DUPLICATE\n"
-    refused(command("signal", waiting, "packed", "--timeout", "0.2"), "AwaitTimeout", "smqueue worker")
+    refused(
+        command("signal", waiting, "packed", "--timeout", "0.2"), "AwaitTimeout", "smqueue worker", code=Exit.TIMEOUT
+    )
 
 
 @pytest.fixture
@@ -291,13 +301,31 @@ def test_workers_do_what_is_asked_without_modules(command: Command, worker: Chil
     assert worker.stop() == 0
 
 
+def test_flower_needs_no_modules(server: EmbeddedServer, namespace: str, tmp_path: Path) -> None:
+    """``smqueue flower`` runs Celery's Flower on a deployment of which no code is known, with Flower's own options."""
+    log, port = tmp_path / "flower.log", free_port()
+    options = ["--url", server.url, "--namespace", namespace, "--broker", server.broker_url]
+    command = [sys.executable, "-m", "smqueue", "flower", *options, "--address=127.0.0.1", f"--port={port}"]
+    environment = dict.fromkeys(VARIABLES, "") | {"PYTHONPATH": str(ROOT)}
+    with Child("flower", command, environment, log, ROOT) as child:
+
+        def healthy() -> bool:
+            assert child.alive, log.read_text()
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=10) as found:
+                return found.read() == b"OK"
+            return False
+
+        wait_until(healthy, "Flower answers", 90)
+
+
 # --- finding the deployment -------------------------------------------------------------------------------------------
 
 
 def test_no_or_no_usable_deployment(command: Command) -> None:
     """One line each: nothing given, nobody there, a senseless URL, another kind of object, no such module."""
-    refused(command("list", "--url", "redis://127.0.0.1:1/0"), "StoreUnavailable", "SMQUEUE_URL")
-    refused(command("list", "--url", "http://x"), "StoreRefused")
+    away = command("list", "--url", "redis://127.0.0.1:1/0")
+    refused(away, "StoreUnavailable", "SMQUEUE_URL", code=Exit.UNAVAILABLE)
+    refused(command("list", "--url", "http://x"), "StoreRefused", code=Exit.UNAVAILABLE)
     refused(command("list", "-A", "tests.apps.shop:orders"), "not a Executor")
     refused(command("list", "-A", "tests.apps.nowhere:executor"), "nowhere")
     refused(command("list", "-A", "tests.apps.shop:executor", "--modules", MODULES), "not both", code=2)
@@ -334,20 +362,105 @@ def test_a_module_that_cannot_be_imported(
 
 
 def test_graph_and_version(command: Command) -> None:
-    """A module is drawn from its name alone, or by its id; both formats."""
+    """A module is drawn from its name alone, or by its id; in all formats."""
     assert "Awaiting --> Packing : paid (signal payment)" in command("graph", "tests.apps.shop:orders").out
     dot = command("graph", "orders", "--format", "dot", modules=MODULES).out
     assert '"Awaiting" -> "Packing" [label="paid (signal payment)"];' in dot
+    picture = ElementTree.fromstring(command("graph", "orders", "--format", "svg", modules=MODULES).out)
+    assert any(one.get("data-state") == "Awaiting" for one in picture.iter())
     refused(command("graph", "shop", modules=MODULES), "UnknownModule")
     assert command("version").out.startswith("smqueue ")
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "version"])
+def test_graph_with_counts(command: Command, waiting: str) -> None:
+    """With --counts each format tells how many machines are in a state."""
+    shown = {form: command("graph", "orders", "--counts", "--format", form, modules=MODULES) for form in FORMATS}
+    assert all((one.code, one.err) == (0, "") for one in shown.values())
+    assert "Awaiting : 1 now" in shown["mermaid"].out
+    assert '"Awaiting" [label="Awaiting (1 now)"];' in shown["dot"].out
+    assert "<title>state Awaiting, 1 machine now</title>" in shown["svg"].out
+
+
+def test_stats(command: Command, waiting: str) -> None:
+    """Machines by state, and that no worker runs; as a table, and as one JSON object."""
+    shown = command("stats")
+    assert (shown.code, shown.err) == (0, "")
+    assert "1 active machine in 1 active operation" in shown.out
+    assert re.search(r"^orders +Awaiting +1 ", shown.out, re.MULTILINE)
+    assert "no worker runs" in shown.out
+    told = json.loads(command("stats", "--json").out)
+    (state,) = told["states"]
+    assert (state["module"], state["state"], state["active"]) == ("orders", "Awaiting", 1)
+    assert [cause["kind"] for cause in told["causes"]] == ["no_worker"]
+    assert command("stats", "--module", "kinds", "--json").out.find("Awaiting") == -1
+
+
+# --- exit statuses ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("list",), Exit.OK),
+        (("why", "OP"), Exit.OK),
+        (("list", "--help"), Exit.OK),
+        (("retry", "OP", "-A", "tests.apps.nowhere:executor"), Exit.FAILED),
+        (("add", "OP", "orders", "Awaiting", "{}", "--modules", MODULES), Exit.FAILED),
+        (("list", "--colour"), Exit.USAGE),
+        (("list", "--older", "soon"), Exit.USAGE),
+        (("signal", "OP", "payment", "{"), Exit.USAGE),
+        (("show", "nobody"), Exit.NO_SUCH_OPERATION),
+        (("verify", "nobody"), Exit.NO_SUCH_OPERATION),
+        (("stats", "--url", "redis://127.0.0.1:1/0"), Exit.UNAVAILABLE),
+        (("signal", "OP", "payment", "--timeout", "0.1"), Exit.TIMEOUT),
+        (("add", "OP", "orders", "Packing", "{}", "--timeout", "0.1"), Exit.TIMEOUT),
+    ],
+)
+def test_exit_statuses(command: Command, waiting: str, arguments: tuple[str, ...], status: Exit) -> None:
+    """A script can tell what has happened by the status alone; unless it is 0 there is one line, and no output."""
+    done = command(*[waiting if one == "OP" else one for one in arguments])
+    if status == Exit.OK:
+        assert (done.code, done.err) == (0, "")
+    else:
+        refused(done, code=status)
+
+
+def test_every_exit_status_is_documented() -> None:
+    """The page has the statuses that there are, and no others."""
+    table = (ROOT / "docs/cli.md").read_text().partition("## Exit statuses")[2].partition("\n## ")[0]
+    assert [int(found) for found in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == sorted(Exit)
+
+
+def test_every_command_is_documented() -> None:
+    """The page's table has all of them."""
+    table = (ROOT / "docs/cli.md").read_text().partition("\n## ")[0]
+    assert {found for row in table.splitlines() for found in re.findall(r"`smqueue ([a-z]+)", row)} == set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("1.5h", 5400), ("2d4h", 187_200), ("30 min", 1800), ("7", 7), ("0s", 0)]
+)
+def test_spans(text: str, seconds: float) -> None:
+    """Spans of time are read as people write them."""
+    assert SPAN.convert(text, None, None).total_seconds() == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "1x", "-1s", "1h1", "s1", "1.h", "9" * 30 + "d"])
+def test_bad_spans(text: str) -> None:
+    """What is none is refused, with an example of what is one."""
+    with pytest.raises(click.BadParameter, match=r"is no span of time: write 90s|is too long"):
+        SPAN.convert(text, None, None)
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
 def test_help_has_examples(command: Command, name: str) -> None:
     """Every command says what it does, with an example of its use."""
     done = command(name, "--help")
     assert done.code == 0
-    assert f"  smqueue {name} " in done.out
+    assert f"  smqueue {name}" in done.out
     assert "Example" in done.out
 
 

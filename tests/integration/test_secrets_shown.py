@@ -15,7 +15,7 @@ import pytest
 from celery import Celery
 
 from smqueue import Failed, Module, Secret, SmqueueError, State, StateMachine, Transaction, call, poll
-from smqueue.cli import run
+from smqueue.cli import Exit, run
 from smqueue.client import Client
 from smqueue.drivers.connect import shown
 from smqueue.embedded import EmbeddedServer
@@ -184,7 +184,7 @@ def test_passwords_of_urls_are_hidden(
     caplog.set_level(logging.DEBUG)
     assert shown(url) == URLS[url]
     for command in (["list"], ["signal", "op", "name"], ["show", "op"]):
-        assert run([*command, "--url", url]) == 1
+        assert run([*command, "--url", url]) == Exit.UNAVAILABLE
     out, err = capfd.readouterr()
     assert len(err.strip().splitlines()) == 3
     assert HUSH not in out + err + caplog.text

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from smqueue import Executor, StoreUnavailable
-from smqueue.cli import run
+from smqueue.cli import Exit, run
 from smqueue.worker.application import settings
 from tests.brokers import free_port, process
 from tests.integration.test_acl import PASSWORD
@@ -120,7 +120,7 @@ def test_what_cannot_be_verified_is_refused(
             executor.has_active_states("op")
         assert PASSWORD not in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
-        assert run(["list", "--url", url]) == 1
+        assert run(["list", "--url", url]) == Exit.UNAVAILABLE
         (line,) = capfd.readouterr().err.splitlines()
         assert why in line
 

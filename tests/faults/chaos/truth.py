@@ -10,8 +10,8 @@ from typing import Any
 from smqueue import Executor
 from smqueue.demo.machines import orders, refunds
 from smqueue.demo.replay import Closed, replay, trace_of
+from smqueue.following import Update
 from smqueue.keys import Keys
-from smqueue.notifier import Update
 from tests.faults.chaos.application import STEPS, TOTAL
 from tests.faults.chaos.load import Fed
 
