@@ -11,7 +11,7 @@ FSYNC ?= always
 RUNS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: contract help venv demo test check chaos fuzz bench
+.PHONY: contract help venv demo test check docs chaos fuzz bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ check: venv  ## lint, format, types, layers, promises without a test, stale figu
 	$(BIN)/lint-imports
 	$(BIN)/python tests/promises.py
 	$(BIN)/python -m benchmarks.figures --check
+
+docs: venv  ## build the site of docs/ into build/site; a warning is a failure
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 chaos: venv  ## real processes under faults: MINUTES=10 SEED=1 FSYNC=always
 	$(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) --seed $(SEED) --fsync $(FSYNC) $(ARGS)

@@ -13,15 +13,11 @@ PAGES = (
     "ARCHITECTURE.md",
     "GLOSSARY.md",
     "CONTRIBUTING.md",
-    "docs/guarantees.md",
-    "docs/deployments.md",
-    "docs/traps.md",
-    "docs/verify.md",
-    "docs/testing.md",
-    "docs/security.md",
-    "docs/scaling.md",
+    *sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")),
 )
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(?P<language>\w*)(?P<more>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+ANY_FENCE = re.compile(r"^[ \t>]*(?:```|~~~)", re.MULTILINE)
+"""Those too that FENCE passes over: indented, quoted, of tildes."""
 
 
 class Block(NamedTuple):
@@ -38,4 +34,4 @@ def blocks(page: str) -> Iterator[Block]:
     """The fenced blocks of a page, in order."""
     text = (ROOT / page).read_text()
     for found in FENCE.finditer(text):
-        yield Block(page, text.count("\n", 0, found.start(2)) + 1, found[1], found[2])
+        yield Block(page, text.count("\n", 0, found.start("text")) + 1, found["language"], found["text"])

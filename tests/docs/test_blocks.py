@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
+import os
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from smqueue.cli.commands import smqueue
 from smqueue.embedded import EmbeddedServer
-from tests.docs.pages import PAGES, ROOT, Block, blocks
+from tests.docs.pages import ANY_FENCE, PAGES, ROOT, Block, blocks
+from tests.tracing import may_set_a_provider
 from tests.workers import Worker, running
 
-FILE = re.compile(r"# (\w+)\.py\n")
+FILE = re.compile(r"# ([\w/]+)\.py\n")
 """The first line of a block that is a file of its own, which later ones import."""
+
+TUTORIAL = "docs/tutorial.md"
+"""Runs as a whole, in test_tutorial.py."""
+
+CHECKED_ELSEWHERE = {
+    ("docs/security.md", "text"): "tests/integration/test_acl.py",
+    ("docs/producers.md", "bash"): "tests/integration/test_producers.py",
+    ("docs/producers.md", "js"): "tests/integration/test_producers.py",
+    ("docs/tracing.md", "text"): "test_the_drawn_trace_has_the_spans_that_there_are",
+}
+"""Blocks that a test of their own reads; whoever writes another one adds it, and its test, here."""
+
+SHOP = next(block for block in blocks("README.md") if block.language == "python")
+"""Pages that import ``shop`` and show none mean the README's."""
 
 
 @pytest.fixture
@@ -33,31 +52,40 @@ def page_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
         for name, value in env.items():
             monkeypatch.setenv(name, value)
         monkeypatch.syspath_prepend(str(tmp_path))
+        may_set_a_provider(monkeypatch)
         yield env
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != TUTORIAL])
 def test_python_runs(page: str, page_env: dict[str, str], tmp_path: Path) -> None:
-    """Every Python block of a page runs, in order and in one namespace; its files are run by a real worker."""
+    """Every Python block of a page runs, in order and in one namespace; its applications are run by real workers."""
     shown = [block for block in blocks(page) if block.language == "python"]
     files = {found[1]: block for block in shown if (found := FILE.match(block.text))}
+    if "shop" not in files and any(re.search(r"^from shop import ", block.text, re.MULTILINE) for block in shown):
+        files["shop"] = SHOP
     for name, block in files.items():
+        (tmp_path / f"{name}.py").parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.py").write_text(block.text)
+    apps = [name.replace("/", ".") for name, block in files.items() if re.search(r"= Celery\(", block.text)]
+    before = dict(os.environ)
     try:
-        with running(*(workers := [Worker(name, page_env, ["--pool", "solo"]) for name in files])):
+        with running(*(workers := [Worker(name, page_env, ["--pool", "solo"]) for name in apps])):
             for worker in workers:
                 worker.wait_ready()
             _run([block for block in shown if block not in files.values()])
     finally:
+        os.environ.clear()  # pages set variables, too
+        os.environ.update(before)
         for name in files:
-            sys.modules.pop(name, None)
+            sys.modules.pop(name.replace("/", "."), None)
+            sys.modules.pop(name.partition("/")[0], None)
 
 
 def _run(shown: list[Block]) -> None:
     scope: dict[str, Any] = {}
     for block in shown:
         tree = ast.increment_lineno(ast.parse(block.text, block.page), block.line - 1)  # errors name the page's line
-        exec(compile(tree, block.page, "exec"), scope)
+        exec(compile(tree, block.page, "exec", dont_inherit=True), scope)  # without this file's __future__
 
 
 def test_the_first_example_is_short() -> None:
@@ -67,11 +95,45 @@ def test_the_first_example_is_short() -> None:
     assert len(lines) <= 22
 
 
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_seen_and_checked(page: str) -> None:
+    """No block of a page is passed over: none is fenced so that it is not found, or in a language that nobody reads."""
+    shown = list(blocks(page))
+    assert len(ANY_FENCE.findall((ROOT / page).read_text())) == 2 * len(shown), "a fence that is indented or not closed"
+    for block in shown:
+        known = block.language in {"python", "console", "sh", *DATA} or (page, block.language) in CHECKED_ELSEWHERE
+        assert known, f"{page}:{block.line}: nothing checks {block.language or 'a block without a language'}"
+
+
+DATA = {"json": json.loads, "toml": tomllib.loads, "yaml": yaml.safe_load}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_data_can_be_read(page: str) -> None:
+    """What is shown as data is data of that language."""
+    for block in blocks(page):
+        if block.language in DATA:
+            DATA[block.language](block.text)
+
+
+def test_the_drawn_trace_has_the_spans_that_there_are() -> None:
+    """The trace that docs/tracing.md draws has no spans of ours but those of its table."""
+    (drawn,) = [block.text for block in blocks("docs/tracing.md") if block.language == "text"]
+    table = re.findall(r"^\| `(smqueue\.\w+)`", (ROOT / "docs/tracing.md").read_text(), re.MULTILINE)
+    shown = set(re.findall(r"smqueue\.\w+", drawn))
+    assert shown
+    assert shown <= set(table)
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 COMMANDS = [
     pytest.param(line.removeprefix("$ "), id=f"{block.page}-{line.removeprefix('$ ')}")
     for page in PAGES
+    if page != TUTORIAL
     for block in blocks(page)
     if block.language in {"console", "sh"}
     for line in block.text.splitlines()
@@ -91,9 +153,11 @@ def test_commands_exist(command: str) -> None:
         case "celery":
             app, name = arguments[1], arguments[2]
             assert arguments[0] == "-A"
-            assert app == "shop" or importlib.util.find_spec(app) is not None
+            assert app in {"shop", "mysite"} or importlib.util.find_spec(app) is not None
             celery: Any = importlib.import_module("celery.bin.celery").celery
             assert name == "flower" or _takes(celery.commands[name], arguments[3:])
+        case "eval":
+            test_commands_exist(arguments[0].removeprefix("$(").removesuffix(")"))
         case "export":
             assert all(re.fullmatch(r"(SMQUEUE|CELERY)_\w+=\S+", one) for one in arguments)
         case _:
@@ -116,10 +180,9 @@ def _takes(command: Any, arguments: list[str]) -> bool:
 def test_every_command_of_the_prose_exists() -> None:
     """What prose calls ``smqueue …`` is a command, and every command has a help text."""
     listed = set(smqueue.list_commands(None))  # pyright: ignore
-    missing = {"stats"}  # ARCHITECTURE.md: what is not there yet
     for page in (*PAGES, "CHANGELOG.md"):
         for name in re.findall(r"`smqueue ([a-z]+)", (ROOT / page).read_text()):
-            assert name in listed or (page, name) in {("ARCHITECTURE.md", one) for one in missing}, f"{page}: {name}"
+            assert name in listed, f"{page}: {name}"
     for name in listed:
         shown = CliRunner().invoke(smqueue, [name, "--help"])
         assert shown.exit_code == 0, shown.output
@@ -130,8 +193,8 @@ def test_every_command_of_the_prose_exists() -> None:
 
 
 def test_every_setting_is_in_the_table() -> None:
-    """The README's table has the settings and variables that the library reads, and no others."""
-    table = (ROOT / "README.md").read_text().partition("## Configuration")[2]
+    """The table of settings has the settings and variables that the library reads, and no others."""
+    table = (ROOT / "docs/settings.md").read_text()
     shown = set(re.findall(r"^\|[^|]*`(smqueue_\w+)`", table, re.MULTILINE))
     shown_variables = set(re.findall(r"^\|[^|]*\|[^|]*`([A-Z_]+)`", table, re.MULTILINE))
     read, read_variables = set[str](), set[str]()
@@ -140,7 +203,7 @@ def test_every_setting_is_in_the_table() -> None:
             continue
         text = path.read_text()
         read |= set(re.findall(r"(?:conf\.get\(|whole\(\w+(?:\.app)?, |queue_of\([\w.]+, )\"(smqueue_\w+)\"", text))
-        read_variables |= set(re.findall(r"environ(?:\.get\(|\[)\"([A-Z_]+)\"", text))
+        read_variables |= set(re.findall(r"environ(?:\.get\(|\[)\"((?!OTEL_)[A-Z_]+)\"", text))  # OpenTelemetry's own
         read_variables |= set(re.findall(r"^VARIABLE = \"([A-Z_]+)\"", text, re.MULTILINE))
     assert shown == read
     assert shown_variables == read_variables

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT
+from tests.docs.pages import FENCE, PAGES, ROOT
 
 REFERENCE = re.compile(
     r"`((?:smqueue|tests|workers|examples)/[\w/.]+\.(?:py|lua)|celeryconfig\.py|pyproject\.toml)(?::([\w.]+))?`"
@@ -107,7 +107,7 @@ def test_what_a_page_names_is_there(page: str) -> None:
 @pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
 def test_links_lead_somewhere(page: str) -> None:
     """Links to other pages of the project exist."""
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    links = re.findall(r"\]\(([^)#]+)\)", FENCE.sub("", (ROOT / page).read_text()))
     assert [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()] == []
 
 
