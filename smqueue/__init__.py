@@ -1,11 +1,13 @@
 """Durable state machines on Celery and Redis."""
 
-from smqueue.async_client import AsyncClient
+from smqueue.async_client import AsyncClient, TypedAsyncClient
 from smqueue.builder import ExecutorBuilder
 from smqueue.client import Client
+from smqueue.drivers.together import ClientClosed
 from smqueue.errors import (
     AmbiguousModule,
     AwaitTimeout,
+    CancelUnfinished,
     CommitFailed,
     CrossShard,
     DefinitionError,
@@ -52,9 +54,10 @@ from smqueue.errors import (
 )
 from smqueue.executor import Executor
 from smqueue.explain import Explanation
+from smqueue.following import Update
 from smqueue.graph import Edge, Finding, Graph
 from smqueue.modules import Module
-from smqueue.notifier import Update
+from smqueue.pauses import Paused
 from smqueue.producer import SignalFor
 from smqueue.protocols.signal import Delivery
 from smqueue.queries import ActiveState, InactiveState, MachineId
@@ -84,7 +87,9 @@ __all__ = [
     "AmbiguousModule",
     "AsyncClient",
     "AwaitTimeout",
+    "CancelUnfinished",
     "Client",
+    "ClientClosed",
     "CommitFailed",
     "Context",
     "CrossShard",
@@ -120,6 +125,7 @@ __all__ = [
     "NotReplicated",
     "NothingToWaitFor",
     "OperationFinished",
+    "Paused",
     "ReadAfterWrite",
     "Retry",
     "Secret",
@@ -142,6 +148,7 @@ __all__ = [
     "Transaction",
     "Transition",
     "Trigger",
+    "TypedAsyncClient",
     "UndeclaredTransition",
     "UndecodableRecord",
     "UnknownModule",
