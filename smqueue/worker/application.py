@@ -26,9 +26,9 @@ APP_VARIABLE = "SMQUEUE_APP"
 
 def broker_beside(state_url: str) -> str:
     """The database of the state, as Celery spells it: only Unix sockets are spelled otherwise than by redis-py."""
-    parts = urlsplit(state_url)
-    if parts.scheme != "unix":
+    if not state_url.startswith("unix:"):  # what cannot be taken apart is told of where it is connected to
         return state_url
+    parts = urlsplit(state_url)
     query = parse_qs(parts.query)
     return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={query.get('db', ['0'])[0]}"
 

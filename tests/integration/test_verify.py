@@ -456,7 +456,8 @@ def test_what_can_be_mended_is_named_and_mended_and_all_runs_to_its_end(play: Pl
     assert mended.clean
     assert {problem.kind for problem in mended.repaired} == {kind}
     assert kinds(verify(local)) == set()
-    local.executor.resume("lone")
+    for paused in ("lone", "again"):
+        local.executor.resume(paused)
     finish(local)
     assert kinds(verify(local)) == set()
 
