@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from smqueue.instances import Instances
 from smqueue.keys import Keys
 from smqueue.protocols.autocommit import Done, autocommit
+from smqueue.protocols.begin import begin
 from smqueue.roundtrip import Steps
 from smqueue.standing import Look, arrivals
 from smqueue.states import StateMachine
@@ -22,7 +23,7 @@ def add(
     max_active: int | None = None,
     trace: str = "",
 ) -> Steps[Done[list[str]]]:
-    """Start machines, all or none; 2 round trips.
+    """Start machines, all or none; 2 round trips, or 1 for the first machine of an operation if it just waits.
 
     A state ever seen in its operation is a duplicate, unless this very commit made it.
 
@@ -37,14 +38,19 @@ def add(
     """
     existing: dict[str, str] = {}
     batch, misplaced = placed(instances, machines)
+    if len(batch) == 1 and misplaced is None:
+        begun = yield from begin(keys, instances, batch[0], commit_id, max_active, trace)
+        if begun is not None:
+            machine, watched = begun
+            return Done([machine.active.machine], [machine], [], hint=False, watched=watched)
 
     def run(tx: Transaction) -> list[str]:
         tx.fresh(batch, misplaced, existing, commit_id, exist_ok)
         tx.starting = [one for one in batch if one.record not in existing]
         return [one.record for one in batch]
 
-    def looks(begun: Collection[str]) -> Look:
-        return arrivals(keys, instances, batch, begun)
+    def looks(known: Collection[str]) -> Look:
+        return arrivals(keys, instances, batch, known)
 
     done = yield from autocommit(keys, instances, None, run, commit_id, max_active=max_active, looks=looks, trace=trace)
     made = {one.placed.record: one.active.machine for one in done.machines}

@@ -193,9 +193,9 @@ def test_conflicts_are_retried(local: Local, hasty: None) -> None:
             touch(commit)
 
     with local.before_commits(meddle):
-        local.executor.add_state_machines(machines("op", On(1)))
+        local.executor.add_state_machines(machines("op", On(1), On(2)))
     assert next(left, None) is None
-    assert local.active("op") == [On(1)]
+    assert local.active("op") == [On(1), On(2)]
 
 
 def test_a_hundred_conflicts_are_reported(local: Local, hasty: None) -> None:
@@ -207,7 +207,7 @@ def test_a_hundred_conflicts_are_reported(local: Local, hasty: None) -> None:
         touch(commit)
 
     with local.before_commits(meddle), pytest.raises(CommitFailed) as caught:
-        local.executor.add_state_machines(machines("op", On(1)))
+        local.executor.add_state_machines(machines("op", On(1), On(2)))
     assert caught.value.attempts == len(attempts) == 100
     assert caught.value.last_error == "conflict"
     assert "100" in str(caught.value)
@@ -357,6 +357,17 @@ def shaky(play: Play, proxy: Proxy) -> Local:
     return local
 
 
+Way = tuple[bytes, tuple[On, ...]]
+WAYS = pytest.mark.parametrize("way", [(b"EVALSHA", (On(1),)), (b"EXEC", (On(1), On(2)))], ids=["script", "exec"])
+"""What the request that adds holds, and what it adds: one that begins its operation, by a script, or two by EXEC."""
+
+
+@pytest.fixture
+def known(shaky: Local) -> None:
+    """The server knows the script."""
+    shaky.executor.add_state_machines(machines("known", On(1)))
+
+
 def test_an_add_whose_reply_was_lost_is_not_denied(shaky: Local, proxy: Proxy) -> None:
     """The commit was applied, its reply lost: the call succeeds, with the stored ids, nothing twice (semantics 9)."""
     proxy.lose_replies(9)
@@ -367,7 +378,11 @@ def test_an_add_whose_reply_was_lost_is_not_denied(shaky: Local, proxy: Proxy) -
     assert shaky.redis.llen(shaky.keys().history("op")) == 2
 
 
-def test_an_add_is_not_denied_although_its_machine_has_moved_on(shaky: Local, play: Play, proxy: Proxy) -> None:
+@WAYS
+@pytest.mark.usefixtures("known")
+def test_an_add_is_not_denied_although_its_machine_has_moved_on(
+    shaky: Local, play: Play, proxy: Proxy, way: Way
+) -> None:
     """The machine moves on before its producer, whose reply was lost, looks: its success stands (semantics 9)."""
     worker, moved = play(lamps=lamps), list[int]()
 
@@ -376,23 +391,25 @@ def test_an_add_is_not_denied_although_its_machine_has_moved_on(shaky: Local, pl
             worker.executor.signal("op", broken)
             moved.append(worker.drain())
 
-    proxy.lose_replies(1)
+    proxy.lose_replies(1, to=way[0])
     with shaky.around_trips(before=move_on):
-        (machine,) = shaky.executor.add_state_machines(machines("op", On(1)))
+        machine, *_ = shaky.executor.add_state_machines(machines("op", *way[1]))
     assert moved == [1]
     ((_, past), (_, end)) = sorted(shaky.executor.get_inactive_states("op"), key=lambda pair: pair[1].step)
     assert past.machine_id == end.machine_id == machine
 
 
-def test_a_lost_request_is_sent_again(shaky: Local, proxy: Proxy) -> None:
+@WAYS
+def test_a_lost_request_is_sent_again(shaky: Local, proxy: Proxy, way: Way) -> None:
     """The commit never reached the server: it is made again, once (semantics 9)."""
-    proxy.lose_requests(1)
-    shaky.executor.add_state_machines(machines("op", On(1)))
+    proxy.lose_requests(1, holding=way[0])
+    shaky.executor.add_state_machines(machines("op", *way[1]))
     assert proxy.lost == 1
-    assert shaky.active("op") == [On(1)]
+    assert shaky.active("op") == list(way[1])
 
 
-def test_anothers_add_is_not_taken_for_ones_own(shaky: Local, play: Play, proxy: Proxy) -> None:
+@WAYS
+def test_anothers_add_is_not_taken_for_ones_own(shaky: Local, play: Play, proxy: Proxy, way: Way) -> None:
     """The commit was lost on its way, and another was first: that is a duplicate, not a success (semantics 11)."""
     other, added = play(lamps=lamps), list[str]()
 
@@ -400,9 +417,9 @@ def test_anothers_add_is_not_taken_for_ones_own(shaky: Local, play: Play, proxy:
         if isinstance(request, Read) and proxy.lost and not added:
             added.extend(other.executor.add_state_machines(machines("op", On(1))))
 
-    proxy.lose_requests(1)
+    proxy.lose_requests(1, holding=way[0])
     with shaky.around_trips(before=first), pytest.raises(StateAlreadyExists):
-        shaky.executor.add_state_machines(machines("op", On(1)))
+        shaky.executor.add_state_machines(machines("op", *way[1]))
     assert added
 
 
@@ -410,7 +427,7 @@ def test_a_server_that_stays_away_is_said_to(shaky: Local, proxy: Proxy) -> None
     """No answer, time after time: the caller gets one typed error instead of a wait without end."""
     proxy.lose_requests(1_000, holding=b"HGET")
     with pytest.raises(StoreUnavailable):
-        shaky.executor.add_state_machines(machines("op", On(1)))
+        shaky.executor.add_state_machines(machines("op", On(1), On(2)))
 
 
 def test_cut_connections_are_opened_again(shaky: Local, proxy: Proxy) -> None:
@@ -429,7 +446,7 @@ def test_the_last_attempt_may_lose_its_reply(shaky: Local, proxy: Proxy) -> None
 
 
 @contextmanager
-def arriving_late(shaky: Local, proxy: Proxy, trips: int) -> Iterator[None]:
+def arriving_late(shaky: Local, proxy: Proxy, trips: int, holding: bytes = b"EXEC") -> Iterator[None]:
     """A request is given up for lost, and reaches the server some trips later, or at the end."""
     left = iter(range(trips))
 
@@ -437,7 +454,7 @@ def arriving_late(shaky: Local, proxy: Proxy, trips: int) -> Iterator[None]:
         if proxy.lost and next(left, None) is None:
             proxy.release()
 
-    proxy.hold_requests(1)
+    proxy.hold_requests(1, holding)
     with shaky.around_trips(before=arrive):
         yield
     proxy.release()
@@ -451,13 +468,15 @@ def test_a_commit_that_arrives_late_is_not_made_twice(shaky: Local, proxy: Proxy
     assert shaky.data("lamps", "n") == b"1"
 
 
+@WAYS
+@pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("trips", range(6))
-def test_an_add_that_arrives_late_is_not_denied(shaky: Local, proxy: Proxy, trips: int) -> None:
+def test_an_add_that_arrives_late_is_not_denied(shaky: Local, proxy: Proxy, trips: int, way: Way) -> None:
     """An add given up for lost reaches the server some trips later: it succeeds, once (semantics 9, 11)."""
-    with arriving_late(shaky, proxy, trips):
-        (machine,) = shaky.executor.add_state_machines(machines("op", On(1)))
-    ((_, there),) = shaky.executor.get_active_states("op")
-    assert there.machine_id == machine
+    with arriving_late(shaky, proxy, trips, way[0]):
+        ids = shaky.executor.add_state_machines(machines("op", *way[1]))
+    assert {there.machine_id for _, there in shaky.executor.get_active_states("op")} == set(ids)
+    assert shaky.active("op") == list(way[1])
 
 
 def test_lost_replies_are_no_conflicts(local: Local) -> None:

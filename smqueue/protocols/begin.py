@@ -1,0 +1,74 @@
+"""Beginning an operation with one machine that just waits, by a script: what most of adding is."""
+
+from __future__ import annotations
+
+from random import randrange
+from typing import Any
+
+from smqueue.instances import Instances
+from smqueue.keys import Keys
+from smqueue.protocols.arming import ADDED, counted
+from smqueue.protocols.bounds import PARK_MS, UPDATES_KEPT, WATCH_MS
+from smqueue.protocols.spawn import Spawned
+from smqueue.records import Active, Placed, compact
+from smqueue.roundtrip import Arg, LostReply, Steps, call
+from smqueue.trigger_types import Deadline, Signal
+
+FAR_US = 2**52
+"""What is added to the clock in a script has to stay exact there."""
+
+
+def begin(
+    keys: Keys, instances: Instances, placed: Placed, commit_id: str, max_active: int | None, trace: str
+) -> Steps[tuple[Spawned, bool] | None]:
+    """Start the first machine of an operation, if signals and deadlines are all that it waits for; 1 round trip.
+
+    It needs no look, for it rests on nothing but that nothing is there. The script leaves what EXEC would.
+
+    Returns:
+        The machine, and whether anybody consumes Celery's events. ``None``: this is for ``autocommit``, which finds
+        out why; only if the reply was lost may it have been done, and then the record has this commit's id.
+    """
+    triggers = None if placed.type.terminal or instances.chain is not None else _triggers(instances, placed)
+    if triggers is None:
+        return None
+    waits, inboxes = triggers
+    op, field, version = placed.op, placed.field, placed.type.module.version
+    undo = int(placed.type.on_cancel is not None)
+    names = (
+        keys.machine(placed.record), keys.active(op), keys.inactive(op), keys.history(op), keys.watchers(op),
+        keys.schedule, keys.operations, keys.updates, keys.moves, keys.bell(op), keys.bells, keys.watched,
+        keys.roused, keys.wake, *[keys.inbox(op, placed.module, name) for name in inboxes],
+    )  # fmt: skip
+    args = (
+        commit_id, op, field, compact(op), compact(field), version,
+        f",{undo},{compact(trace)}]" if trace else ",1]" if undo else "]", counted(keys, "", field, ADDED)[2],
+        "" if max_active is None else max_active, PARK_MS + randrange(PARK_MS // 10), WATCH_MS, UPDATES_KEPT, *waits,
+    )  # fmt: skip
+    try:
+        found: tuple[int, bool] | None = yield from call("begin", names, args, _begun)
+    except LostReply:
+        return None
+    if found is None:
+        return None
+    return Spawned(placed, Active(commit_id, 1, found[0], version, commit_id, lone=True)), found[1]
+
+
+def _begun(reply: Any) -> tuple[int, bool] | None:
+    return None if reply is None else (int(reply[0]), bool(reply[1]))
+
+
+def _triggers(instances: Instances, placed: Placed) -> tuple[list[Arg], list[str]] | None:
+    """What the triggers of a state wait for, as the script takes it, and for which signals; ``None``: not just that."""
+    waits, signals = list[Arg](), list[str]()
+    for name, handler in instances.handlers(placed).items():
+        match handler.trigger:
+            case Signal() as signal if signal.name not in signals:
+                signals.append(signal.name)
+                waits += [compact(name), "=", compact(signal.name)]
+            case Deadline() as deadline if (due_us := deadline.due_us(placed.state, 0)) < FAR_US:
+                wait = ("+", due_us) if deadline.relative else ("=", -(-due_us // 1000))
+                waits += [compact(name), *wait]
+            case _:
+                return None
+    return waits, signals
