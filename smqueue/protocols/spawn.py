@@ -89,6 +89,8 @@ def start(
         trace: The header of the commit's span, if there is one.
     """
     commands, told, all_of_them, due = list[Command](), list[dict[str, Any]](), list[Spawned](), False
+    if not spawned:
+        return Started(commands, told, all_of_them, due)
     now_us = look.now_us
     by_op: dict[str, list[tuple[Placed, str]]] = {}
     for index, placed in enumerate(spawned):
