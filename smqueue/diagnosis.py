@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from smqueue.deployment import Deployment
 from smqueue.explain import ArmedTrigger, Explanation, MachineExplanation, explain
 from smqueue.instances import Instances
-from smqueue.overview import Cause, overview
+from smqueue.overview import Cause, Overview, overview
+from smqueue.presence import Worker
 from smqueue.records import Field, label_of
 
 OF_ALL = frozenset({"store", "no_worker", "queue_without_worker", "behind"})
 """Causes that hold up every machine; others of the namespace may be of others."""
+SENT = frozenset({"poll", "call", "task"})
+"""Kinds of triggers whose code runs as a task of its own, in the queue of triggers."""
+UNDECODABLE = ("UndecodableRecord", "NewerRecord")
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,23 @@ def diagnose(
     """Look at an operation and at its namespace; ``past`` and ``active`` bound the look, as in ``explain``."""
     found = explain(deployment, instances, operation_id, past=past, active=active)
     whole = overview(deployment, walked=0)
-    modules = {_module(one) for one in found.active}
-    causes = [
-        cause
-        for cause in whole.causes
-        if cause.kind in OF_ALL or (cause.kind == "module_without_worker" and cause.subject in modules)
-    ]
-    if not found.active:
-        causes = []
+    causes: list[Cause] = []
+    if found.active:
+        causes += (cause for cause in whole.causes if _concerns(cause, whole, found.active))
     for one in found.active:
-        causes += _causes(found.operation_id, one)
+        causes += _causes(found.operation_id, one, whole.workers)
     return Diagnosis(found, tuple(causes), whole.at)
+
+
+def _concerns(cause: Cause, whole: Overview, machines: Sequence[MachineExplanation]) -> bool:
+    """Whether what is wrong with the namespace holds up one of these machines."""
+    if cause.kind == "module_without_worker":
+        return cause.subject in {_module(one) for one in machines}
+    if cause.kind == "queue_without_worker" and cause.subject not in {
+        w.transition_queue for w in whole.workers if w.alive
+    }:
+        return any(trigger.kind in SENT for one in machines if one.status != "decided" for trigger in one.triggers)
+    return cause.kind in OF_ALL
 
 
 def _module(one: MachineExplanation) -> str:
@@ -59,26 +69,33 @@ def _module(one: MachineExplanation) -> str:
         return ""
 
 
-def _causes(op: str, one: MachineExplanation) -> Iterator[Cause]:
+def _causes(op: str, one: MachineExplanation, workers: Sequence[Worker]) -> Iterator[Cause]:
     """What is to be said of one machine."""
     label, error = label_of(one.field), one.last_error or "no error is known"
+    undecodable = _undecodable(one, workers)
+    if undecodable and one.status != "unreadable":
+        remedy = f"deploy code that can read it{f', then smqueue retry {op}' if one.status == 'quarantined' else ''}"
+        yield Cause("unreadable", f"{label} cannot be decoded: {undecodable}", remedy, op)
     match one.status:
         case "unreadable":
-            remedy = "smqueue verify tells what is wrong with the record; smqueue cancel ends it"
+            remedy = f"smqueue verify {op} tells what is wrong with the record; smqueue cancel {op} ends it"
             yield Cause("unreadable", f"{label} cannot be read: {error}", remedy, op)
-        case "quarantined" if error.startswith("UndecodableRecord"):
-            remedy = f"deploy code that can read it, then smqueue retry {op}"
-            yield Cause("unreadable", f"{label} is set aside: {error}", remedy, op)
+        case "quarantined" if undecodable:
+            pass
         case "quarantined":
             yield Cause("quarantined", f"{label} is set aside: {error}", f"once mended: smqueue retry {op}", op)
         case "unscheduled":
             text = f"{label} has lost its entry in the schedule: nothing will look at it"
-            yield Cause("unscheduled", text, "smqueue verify --repair", op)
+            yield Cause("unscheduled", text, f"smqueue verify {op} --repair", op)
         case "paused":
             text = f"{label} is paused: {' and '.join(one.held_by)}"
-            yield Cause("paused", text, f"what falls due meanwhile fires at: {_resume(op, one)}", op)
+            yield Cause("paused", text, f"what falls due meanwhile fires at: {lifted_by(op, one)}", op)
+        case "cancelling" if one.attempts:
+            text = f"{label}: its cancel handler has failed {_times(one.attempts)}: {error}"
+            remedy = f"it is tried again with back-off; mend it, or end it without: smqueue cancel {op} --force"
+            yield Cause("handler_fails", text, remedy, op)
         case "decided" if one.attempts:
-            text = f"{label}: the handler {one.won} has failed {one.attempts} times: {error}"
+            text = f"{label}: the handler {one.won} has failed {_times(one.attempts)}: {error}"
             yield Cause("handler_fails", text, "it is tried again with back-off; mend it and restart the workers", op)
         case "waiting":
             yield from _waits(op, label, one)
@@ -86,14 +103,23 @@ def _causes(op: str, one: MachineExplanation) -> Iterator[Cause]:
             pass
 
 
-def _resume(op: str, one: MachineExplanation) -> str:
-    what = one.held_by[0] if one.held_by else ""
-    if what.startswith("module "):
-        return f"smqueue resume --module {what.removeprefix('module ')}"
-    if what.startswith("state "):
-        module, _, state = what.removeprefix("state ").rpartition(".")
-        return f"smqueue resume --module {module} --state {state}"
-    return f"smqueue resume {op}"
+def _undecodable(one: MachineExplanation, workers: Sequence[Worker]) -> str | None:
+    """Why workers cannot decode a record: as this process has found, or a worker has noted, or by its version."""
+    module = _module(one)
+    versions = [worker.modules[module] for worker in workers if worker.alive and module in worker.modules]
+    if versions and one.version > max(versions):
+        return f"version {one.version} of its module has stored it, and workers have version {max(versions)}"
+    said = (text for text in (one.problem, one.last_error) if text)
+    return next((text for text in said if text.startswith(UNDECODABLE)), None)
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
+
+
+def lifted_by(op: str, one: MachineExplanation) -> str:
+    """The commands that resume a paused machine."""
+    return " and ".join(pause.lifted_by for pause in one.pauses) or f"smqueue resume {op}"
 
 
 def _waits(op: str, label: str, one: MachineExplanation) -> Iterator[Cause]:

@@ -35,11 +35,19 @@ class EarlySignals:
 def early_signals(keys: Keys) -> Steps[list[EarlySignals]]:
     """Those of a shard, the latest first; 2 round trips."""
     (flat,) = yield from read([], ("ZRANGE", keys.early, 0, LOOKED_AT - 1, "REV", "WITHSCORES"))
-    noted = [(raw.decode(), int(float(score))) for raw, score in zip(flat[::2], flat[1::2], strict=True)]
-    names = [(decode(op), decode(module), decode(signal)) for op, module, signal in (t.split(" ") for t, _ in noted)]
-    counts = (yield from read([], *[("LLEN", keys.inbox(*name)) for name in names])) if names else []
+    if not isinstance(flat, list):  # a key of another type
+        return []
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    noted = [(name, float(score) * 1000) for raw, score in pairs if (name := noted_name(raw)) is not None]
+    counts = (yield from read([], *[("LLEN", keys.inbox(*name)) for name, _ in noted])) if noted else []
     return [
-        EarlySignals(*name, count, moment(at_ms * 1000))
-        for name, (_, at_ms), count in zip(names, noted, counts, strict=True)
+        EarlySignals(*name, count, moment(at_us))
+        for (name, at_us), count in zip(noted, counts, strict=True)
         if isinstance(count, int) and count
     ]
+
+
+def noted_name(raw: bytes) -> tuple[str, str, str] | None:
+    """Operation, module and signal of a member of ``early``; ``None`` when it is none."""
+    parts = raw.decode(errors="replace").split(" ")
+    return (decode(parts[0]), decode(parts[1]), decode(parts[2])) if len(parts) == 3 else None

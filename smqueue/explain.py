@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from datetime import datetime
 from typing import Any
 
+from smqueue.definitions import Handler
 from smqueue.deployment import Deployment
 from smqueue.drivers.driver import Driver
-from smqueue.early import EarlySignals, early_signals
-from smqueue.errors import SmqueueError
+from smqueue.drivers.group import group
+from smqueue.drivers.together import result_of
+from smqueue.early import EarlySignals, early_signals, noted_name
+from smqueue.errors import error_text
 from smqueue.instances import Instances
-from smqueue.keys import Keys, decode, digest, schedule_of
+from smqueue.keys import Keys, digest, schedule_of
 from smqueue.pauses import Paused, paused_by
 from smqueue.queries import InactiveState, inactive_state, moment
-from smqueue.records import Active, Field, Item, Machine, Placed, kind_of, label_of, loads
+from smqueue.records import Active, Field, Item, Machine, Placed, kind_of, label_of, loads, set_aside
 from smqueue.roundtrip import Command, Steps, read
 from smqueue.standing import parse_inactive
 from smqueue.states import StateMachine, check_operation_id
 
 ELSEWHERE = 3
+PAGE = 200
+"""How many records are looked at in one go."""
+LOOKS = 5
+"""How often a machine that moves meanwhile is looked at again."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,13 @@ class MachineExplanation:
         status: ``waiting``, ``decided`` (an outcome is recorded, a worker is to apply it), ``paused``, ``cancelling``,
             ``quarantined``, ``unreadable``, or ``unscheduled``: what would look at it is gone from the schedule.
         won: The trigger whose outcome is recorded.
-        attempts: How often the handler has failed on it.
+        attempts: How often the handler has failed on it; of one that is being cancelled, its cancel handler.
         last_error: Why it failed last, or was set aside.
         triggers: What is armed.
         pauses: What is paused, since when and why.
         held_by: What is paused or being cancelled: ``operation o-17``, ``module orders``, ``state orders.Awaiting``.
+        version: Of its module, when it was stored.
+        problem: Why this process cannot decode it, though it has modules: ``Type: message``.
     """
 
     machine: StateMachine | None
@@ -89,6 +97,8 @@ class MachineExplanation:
     triggers: tuple[ArmedTrigger, ...] = ()
     held_by: tuple[str, ...] = ()
     pauses: tuple[Paused, ...] = ()
+    version: int = 0
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,9 @@ class Explanation:
         buffered: Early signals.
         past: Its inactive states, in the order in which they were first entered; who won, and by how much.
         stored: The same as they are stored (``module type state``), with those that cannot be decoded here.
+        paused: Since when and why the operation itself is paused, which it may be before it begins.
+        more: How many more machines are active than were looked at.
+        more_past: The same of inactive states.
     """
 
     operation_id: str
@@ -125,6 +138,14 @@ class Explanation:
     buffered: tuple[BufferedSignals, ...] = ()
     past: tuple[tuple[StateMachine, InactiveState], ...] = ()
     stored: tuple[tuple[str, InactiveState], ...] = dataclass_field(default=(), repr=False)
+    paused: Paused | None = None
+    more: int = 0
+    more_past: int = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of the operation."""
+        return bool(self.active or self.stored or self.buffered or self.paused or self.more or self.more_past)
 
 
 def explain(
@@ -133,36 +154,71 @@ def explain(
 ) -> Explanation:  # fmt: skip
     """Look at one operation. Without any module, records are shown as they are stored.
 
+    A look at a few machines, and the last steps, takes about ten round trips; each 200 machines more take three.
+
     Args:
         deployment: Where.
         instances: The modules that are known; there may be none.
         operation_id: Which.
-        past: Only the states that its last so many steps have entered, so that a long history takes no time; and
-            nothing is looked for by a scan.
-        active: About so many of its active machines are enough.
+        past: Only the states that its last so many steps have entered, so that a long history takes no time.
+        active: So many of its active machines are enough.
     """
     op = check_operation_id(operation_id)
     keys, driver = deployment.keys(op), deployment.driver
-    machines: list[MachineExplanation] = []
-    cursor: Any = b"0"
-    while True:
-        cursor, flat = driver.command("HSCAN", keys.active(op), cursor, "COUNT", min(active or 200, 200))
-        for raw_field, value in zip(flat[::2], flat[1::2], strict=True):
-            machines.append(driver.run(_machine(keys, instances, op, raw_field.decode(errors="replace"), value)))
-        if int(cursor) == 0 or (active is not None and len(machines) >= active):
-            break
-    machines = _with_early(deployment, machines, op)
+    there, passed, control = driver.run(_counts(keys, op))
+    machines = _with_early(deployment, _active(driver, keys, instances, op, active), op)
     stored, decoded = list[tuple[str, InactiveState]](), list[tuple[StateMachine, InactiveState]]()
-    for text, data in _past(driver, keys, op) if past is None else driver.run(_lately(keys, op, past)):
-        stored.append((text, inactive_state(data)))
-        if (state := instances.decode(op, text, int(data.get("version", 0)))) is not None:
-            decoded.append((StateMachine(op, state, Field.parse(text).module), stored[-1][1]))
-    if instances.ids():
-        names = _signals(instances)
-    else:
-        names = _inboxes(driver, keys, op) if past is None else driver.run(_noted(keys, op))
-    buffered = driver.run(_buffered(keys, names, op))
-    return Explanation(op, tuple(machines), tuple(buffered), tuple(decoded), tuple(stored))
+    for text, state in _past(driver, keys, op) if past is None else driver.run(_lately(keys, op, past)):
+        stored.append((text, state))
+        if (known := _decoded(instances, op, text, state.version)) is not None:
+            decoded.append((StateMachine(op, known.state, known.module), state))
+    names, all_named = _signals(instances)
+    if not all_named:
+        names = list(dict.fromkeys([*names, *driver.run(_noted(keys, op))]))
+    return Explanation(
+        op,
+        tuple(machines),
+        tuple(driver.run(_buffered(keys, names, op))),
+        tuple(decoded),
+        tuple(stored),
+        paused=paused_by(keys, keys.control(op), control),
+        more=max(0, there - len(machines)) if active is not None else 0,
+        more_past=max(0, passed - len(stored)) if past is not None else 0,
+    )
+
+
+def _counts(keys: Keys, op: str) -> Steps[tuple[int, int, bytes | None]]:
+    """How many records there are, active and inactive, and the operation's control."""
+    replies = yield from read([], ("HLEN", keys.active(op)), ("HLEN", keys.inactive(op)), ("GET", keys.control(op)))
+    for reply in replies:
+        if isinstance(reply, Exception):  # we may not look, or a key has another type, which verify tells of
+            raise reply
+    return replies[0], replies[1], replies[2]
+
+
+def _active(driver: Driver, keys: Keys, instances: Instances, op: str, most: int | None) -> list[MachineExplanation]:
+    """Active machines, at most so many: those of a page are looked at together."""
+    found: list[MachineExplanation] = []
+    seen: set[bytes] = set()
+    cursor: Any = b"0"
+    while most is None or len(found) < most:
+        cursor, flat = driver.command("HSCAN", keys.active(op), cursor, "COUNT", min(most or PAGE, PAGE))
+        fresh = [raw for raw in dict.fromkeys(flat[::2]) if raw not in seen]  # a scan may bring one twice
+        seen.update(fresh)
+        fresh = fresh if most is None else fresh[: most - len(found)]
+        for at in range(0, len(fresh), PAGE):
+            looks = [_machine(keys, instances, op, raw) for raw in fresh[at : at + PAGE]]
+            ended = [result_of(run, driver.url) for run in driver.run(group(looks))]
+            found += [one for one in ended if one is not None]
+        if int(cursor) == 0:
+            break
+    return found
+
+
+def _decoded(instances: Instances, op: str, field: str, version: int) -> Placed | None:
+    with suppress(Exception):  # also that a module cannot be imported
+        return instances.load(op, field, version)[1]
+    return None
 
 
 def _with_early(deployment: Deployment, machines: list[MachineExplanation], op: str) -> list[MachineExplanation]:
@@ -184,98 +240,172 @@ def _with_early(deployment: Deployment, machines: list[MachineExplanation], op: 
     ]
 
 
-def _past(driver: Driver, keys: Keys, op: str) -> list[tuple[str, dict[str, Any]]]:
+def _past(driver: Driver, keys: Keys, op: str) -> list[tuple[str, InactiveState]]:
     """Inactive records, oldest first; garbage is left out."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, InactiveState] = {}
     cursor: Any = b"0"
     while True:
-        cursor, flat = driver.command("HSCAN", keys.inactive(op), cursor, "COUNT", 200)
+        cursor, flat = driver.command("HSCAN", keys.inactive(op), cursor, "COUNT", PAGE)
         for raw, value in zip(flat[::2], flat[1::2], strict=True):
-            with suppress(ValueError):
-                found[raw.decode(errors="replace")] = parse_inactive(value)
+            if (state := _inactive(value)) is not None:
+                found[raw.decode(errors="replace")] = state
         if int(cursor) == 0:
-            return sorted(found.items(), key=lambda pair: pair[1]["at"])
+            return sorted(found.items(), key=lambda pair: pair[1].created_at)
 
 
-def _lately(keys: Keys, op: str, steps: int) -> Steps[list[tuple[str, dict[str, Any]]]]:
+def _lately(keys: Keys, op: str, steps: int) -> Steps[list[tuple[str, InactiveState]]]:
     """Inactive records that the last steps have entered, oldest first."""
     if steps <= 0:
         return []
     (lines,) = yield from read([], ("LRANGE", keys.history(op), -steps, -1))
     fields: dict[str, None] = {}
-    for line in lines:
+    for line in lines if isinstance(lines, list) else ():
         with suppress(ValueError, KeyError, TypeError):
             fields[str(loads(line)["to"])] = None
     values = (yield from read([], ("HMGET", keys.inactive(op), *fields)))[0] if fields else []
-    found: list[tuple[str, dict[str, Any]]] = []
-    for field, value in zip(fields, values, strict=True):
-        with suppress(ValueError):
-            if value is not None:
-                found.append((field, parse_inactive(value)))
-    return sorted(found, key=lambda pair: pair[1]["at"])
+    pairs = zip(fields, values, strict=True)
+    found = [(field, state) for field, value in pairs if (state := _inactive(value)) is not None]
+    return sorted(found, key=lambda pair: pair[1].created_at)
+
+
+def _inactive(value: Any) -> InactiveState | None:
+    """An inactive record; ``None`` when there is none, or garbage."""
+    try:
+        return None if value is None else inactive_state(parse_inactive(value))
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _noted(keys: Keys, op: str) -> Steps[list[tuple[str, str]]]:
     """Who has early signals, of the last 1,000 that came for any operation."""
-    (names,) = yield from read([], ("ZRANGE", keys.early, 0, -1))
-    parts = [raw.decode().split(" ") for raw in names]
-    return [(decode(module), decode(signal)) for name, module, signal in parts if decode(name) == op]
+    (members,) = yield from read([], ("ZRANGE", keys.early, 0, -1))
+    names = map(noted_name, members if isinstance(members, list) else ())
+    return [name[1:] for name in names if name is not None and name[0] == op]
 
 
-def _signals(instances: Instances) -> list[tuple[str, str]]:
-    return [(module, signal) for module in instances.ids() for signal in instances.get(module).module.signals]
+def _signals(instances: Instances) -> tuple[list[tuple[str, str]], bool]:
+    """The signals of all modules, and whether they are all: some may not be known, or not be importable here."""
+    found: list[tuple[str, str]] = []
+    complete = bool(instances.ids())
+    for module in instances.ids():
+        try:
+            found += [(module, signal) for signal in instances.get(module).module.signals]
+        except Exception:  # the import is the user's code
+            complete = False
+    return found, complete
 
 
-def _inboxes(driver: Driver, keys: Keys, op: str) -> list[tuple[str, str]]:
-    """Who has early signals, found by their keys: a scan of the whole database, for lack of modules that name them."""
-    prefix = keys.inbox(op, "", "")[:-1]
-    pattern = "".join(f"\\{c}" if c in "*?[]\\" else c for c in prefix) + "*"
-    found: set[str] = set()
-    cursor: Any = b"0"
-    while True:
-        cursor, page = driver.command("SCAN", cursor, "MATCH", pattern, "COUNT", 1_000)
-        found.update(raw.decode() for raw in page)
-        if int(cursor) == 0:
-            break
-    pairs = [key.removeprefix(prefix).partition(":") for key in sorted(found)]
-    return [(decode(module), decode(signal)) for module, _, signal in pairs]
+# --- one machine -----------------------------------------------------------------------------------------------------
 
 
-def _machine(keys: Keys, instances: Instances, op: str, stored: str, value: bytes) -> Steps[MachineExplanation]:
+def _machine(keys: Keys, instances: Instances, op: str, field: bytes) -> Steps[MachineExplanation | None]:
+    """Look at one machine: 2 round trips, and one more each time that it moves meanwhile.
+
+    The second look asks once more for what the first has seen: only if that is the same do all belong together. Within
+    it the order counts: an entry is taken away together with what is asked for after it.
+
+    Returns:
+        What is known of it; ``None`` when it has gone on.
+    """
+    stored = field.decode(errors="replace")
     record = digest(op, stored)
-    raw, flat, aside = yield from read(
-        [], ("GET", keys.machine(record)), ("HGETALL", keys.race(record)), ("HGET", keys.quarantine, record)
-    )
-    race: dict[str, str] = {}
-    if isinstance(flat, list):
-        texts = [part.decode(errors="replace") for part in flat]
-        race = dict(zip(texts[::2], texts[1::2], strict=True))
-    error = json.loads(aside)["error"] if aside else race.get("error")
+    controls = _controls(keys, op, stored)
+    itself: list[Command] = [("HGET", keys.active(op), field), ("GET", keys.machine(record))]
+    rest: list[Command] = [("HGETALL", keys.race(record)), ("HGET", keys.quarantine, record)]
+    looks: list[Command] = [*rest, *[("GET", key) for key in controls], ("TIME",)]
+    value, raw = yield from read([], *itself)
+    for look in range(LOOKS):
+        machine = _armed(raw)
+        entries = _entries(keys, machine) if machine is not None else []
+        replies = yield from read([], *[("ZSCORE", *entry) for entry in entries], *looks, *itself)
+        before, (value, raw) = (value, raw), replies[-2:]
+        if value is None:
+            return None
+        if (value, raw) == before or look == LOOKS - 1:
+            scores = [float(one) if isinstance(one, bytes) else None for one in replies[: len(entries)]]
+            flat, note, *held, time = replies[len(entries) : -2]
+            seen = _Seen(machine, scores, _race(flat), set_aside(note), _held(keys, op, stored, held), int(time[0]))
+            return _explained(instances, op, stored, value, seen, steady=(value, raw) == before)
+    return None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was found out of a machine, but its record."""
+
+    machine: Machine | None
+    scores: Sequence[float | None]
+    """Of its entries: that of the race, then those of its triggers; ``None``: it is not there."""
+    race: Mapping[str, str]
+    aside: str | None
+    held: Sequence[tuple[str, str, Paused | None]]
+    """What holds it: its name, ``paused`` or ``cancelling``, and the pause."""
+    now_s: int
+
+
+def _armed(raw: Any) -> Machine | None:
     try:
-        active, machine = Active.parse(value), Machine.parse(raw)
-    except (ValueError, TypeError) as problem:
-        return MachineExplanation(None, stored, "", 0, None, "unreadable", last_error=error or f"unreadable: {problem}")
-    placed: Placed | None = None
+        machine = Machine.parse(raw)
+        _ = [kind_of(wait) for wait in machine.armed.values()]
+    except (ValueError, TypeError, LookupError):
+        return None
+    return machine
+
+
+def _entries(keys: Keys, machine: Machine) -> list[tuple[str, str]]:
+    """Where a machine has, or may have, an entry: schedule and member."""
+    own = [(schedule_of(keys, kind_of(wait)), f"{machine.entry}:{name}") for name, wait in machine.armed.items()]
+    return [(keys.schedule, machine.entry), *own]
+
+
+def _race(flat: Any) -> dict[str, str]:
+    texts = [part.decode(errors="replace") for part in flat] if isinstance(flat, list) else []
+    return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _number(race: Mapping[str, str], name: str) -> int:
+    """A number of a race; 0 when there is none, or garbage."""
+    text = race.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
+
+
+def _controls(keys: Keys, op: str, stored: str) -> Sequence[str]:
     try:
-        _, placed = instances.load(op, stored, active.version)
-    except SmqueueError as problem:
-        if instances.ids():
-            error = error or f"{type(problem).__name__}: {problem}"
-    status = "quarantined" if aside else "decided" if "won" in race else "waiting"
-    held_by: tuple[str, ...] = ()
-    pauses: tuple[Paused, ...] = ()
-    with suppress(ValueError):
         module, type_name, _ = Field.parse(stored)
-        held = yield from read([], *[("GET", key) for key in control_keys(keys, op, module, type_name)])
-        texts = [str(one.decode()).partition(" ")[0] for one in held if isinstance(one, bytes)]
-        if not (aside and "cancelling" in texts):  # set aside by its cancel handler, which keeps failing
-            status = "cancelling" if "cancelling" in texts else "paused" if texts else status
-        names = (f"operation {op}", f"module {module}", f"state {module}.{type_name}")
-        held_by = tuple(name for name, one in zip(names, held, strict=True) if isinstance(one, bytes))
-        found = map(paused_by, [keys] * 3, control_keys(keys, op, module, type_name), held)
-        pauses = tuple(one for one in found if one is not None)
-    triggers = yield from _triggers(keys, instances, machine, active, placed, race)
-    if status in {"waiting", "decided"} and (yield from _lost(keys, machine, triggers)):
+    except ValueError:
+        return ()
+    return control_keys(keys, op, module, type_name)
+
+
+def _held(keys: Keys, op: str, stored: str, replies: Sequence[Any]) -> list[tuple[str, str, Paused | None]]:
+    if not replies:
+        return []
+    module, type_name, _ = Field.parse(stored)
+    names = (f"operation {op}", f"module {module}", f"state {module}.{type_name}")
+    looked = zip(names, control_keys(keys, op, module, type_name), replies, strict=True)
+    return [
+        (name, raw.decode(errors="replace").partition(" ")[0], paused_by(keys, control, raw))
+        for name, control, raw in looked
+        if isinstance(raw, bytes)
+    ]
+
+
+def _explained(
+    instances: Instances, op: str, stored: str, value: Any, seen: _Seen, *, steady: bool
+) -> MachineExplanation:
+    """What is to be said of a machine; ``steady``: all that was seen of it belongs together."""
+    machine, race = seen.machine, seen.race
+    error = seen.aside if seen.aside is not None else race.get("error")
+    try:
+        active = Active.parse(value)
+    except (ValueError, TypeError) as garbage:
+        return _unreadable(stored, error or f"unreadable: {garbage}")
+    if machine is None:
+        return _unreadable(stored, error or "unreadable: not the value of a machine")
+    placed, problem = _placed(instances, op, stored, active.version)
+    triggers = tuple(_triggers(instances, machine, active, placed, seen))
+    status = _status(seen)
+    if steady and status in {"waiting", "decided"} and _lost(seen, triggers):
         status = "unscheduled"
     return MachineExplanation(
         machine=None if placed is None else StateMachine(op, placed.state, placed.module),
@@ -285,55 +415,68 @@ def _machine(keys: Keys, instances: Instances, op: str, stored: str, value: byte
         since=moment(active.at_us),
         status=status,
         won=race.get("won"),
-        attempts=int(race.get("attempts", 0)),
-        last_error=error,
+        attempts=_number(race, "attempts"),
+        last_error=error or problem,
         triggers=triggers,
-        held_by=held_by,
-        pauses=pauses,
+        held_by=tuple(name for name, _, _ in seen.held),
+        pauses=tuple(pause for _, _, pause in seen.held if pause is not None),
+        version=active.version,
+        problem=problem,
     )
 
 
-def _lost(keys: Keys, machine: Machine, triggers: Sequence[ArmedTrigger]) -> Steps[bool]:
-    """Whether an entry of the race is missing from its schedule, and the machine is the same still."""
-    looks: list[Command] = [("ZSCORE", keys.schedule, machine.entry)]
-    score, raw = yield from read([], *looks, ("GET", keys.machine(machine.record)))  # in this order
+def _unreadable(stored: str, error: str) -> MachineExplanation:
+    return MachineExplanation(None, stored, "", 0, None, "unreadable", last_error=error)
+
+
+def _placed(instances: Instances, op: str, stored: str, version: int) -> tuple[Placed | None, str | None]:
+    """The decoded record, or why it cannot be decoded here; that there are no modules is no reason to be told."""
+    try:
+        return instances.load(op, stored, version)[1], None
+    except Exception as error:  # a module that is imported now is the user's code
+        return None, error_text(error) if instances.ids() else None
+
+
+def _status(seen: _Seen) -> str:
+    words = {word for _, word, _ in seen.held}
+    if words and not (seen.aside is not None and "cancelling" in words):  # set aside by its cancel handler, which fails
+        return "cancelling" if "cancelling" in words else "paused"
+    return "quarantined" if seen.aside is not None else "decided" if "won" in seen.race else "waiting"
+
+
+def _lost(seen: _Seen, triggers: Sequence[ArmedTrigger]) -> bool:
+    """Whether an entry that a machine should have is missing from its schedule.
+
+    Those of its triggers' code count only while its race is open: an outcome takes that trigger's entry away, and a
+    state that was entered with something ready has armed none.
+    """
     coded = [one for one in triggers if one.kind not in {"signal", "deadline", "now"} and one.next_run is None]
-    if score is not None and not coded:
-        return False
-    with suppress(ValueError, TypeError):
-        return Machine.parse(raw).guard == machine.guard
-    return False
+    return seen.scores[0] is None or (bool(coded) and "won" not in seen.race)
 
 
 def _triggers(
-    keys: Keys, instances: Instances, machine: Machine, active: Active, placed: Placed | None, race: dict[str, str]
-) -> Steps[tuple[ArmedTrigger, ...]]:
-    names = list(machine.armed)
-    kinds = {name: kind_of(wait) for name, wait in machine.armed.items()}
-    looks = [("ZSCORE", schedule_of(keys, kinds[name]), f"{machine.entry}:{name}") for name in names]
-    *scores, time = yield from read([], *looks, ("TIME",))
-    handlers = instances.handlers(placed) if placed is not None else {}
-    label = label_of(machine.field)
-    found: list[ArmedTrigger] = []
-    for name, score in zip(names, scores, strict=True):
-        wait = machine.armed[name]
-        known = handlers.get(name)
-        words = known.trigger.text if known is not None else f"{kinds[name]} {wait if isinstance(wait, str) else ''}"
-        found.append(
-            ArmedTrigger(
-                name=f"{label}/{name}",
-                kind=kinds[name],
-                waits_for=words.strip(),
-                since=moment(active.at_us),
-                deadline=moment(wait * 1000) if isinstance(wait, int) else None,
-                next_run=moment(int(float(score)) * 1000) if score is not None else None,
-                running=int(race.get(f"until:{name}", 0)) > int(time[0]) * 1000,
-                attempts=int(race.get(f"tries:{name}", 0)),
-                last_error=race.get(f"error:{name}") or (race.get("error") if race.get("won") == name else None),
-                signal=wait if isinstance(wait, str) else None,
-            )
+    instances: Instances, machine: Machine, active: Active, placed: Placed | None, seen: _Seen
+) -> Iterator[ArmedTrigger]:
+    handlers: Mapping[str, Handler] = {}
+    if placed is not None:
+        with suppress(Exception):  # dynamic transitions are the user's code
+            handlers = instances.handlers(placed)
+    label, race = label_of(machine.field), seen.race
+    for (name, wait), score in zip(machine.armed.items(), seen.scores[1:], strict=True):
+        kind, known = kind_of(wait), handlers.get(name)
+        words = known.trigger.text if known is not None else f"{kind} {wait if isinstance(wait, str) else ''}"
+        yield ArmedTrigger(
+            name=f"{label}/{name}",
+            kind=kind,
+            waits_for=words.strip(),
+            since=moment(active.at_us),
+            deadline=moment(wait * 1000) if isinstance(wait, int) else None,
+            next_run=moment(score * 1000) if score is not None else None,
+            running=_number(race, f"until:{name}") > seen.now_s * 1000,
+            attempts=_number(race, f"tries:{name}"),
+            last_error=race.get(f"error:{name}") or (race.get("error") if race.get("won") == name else None),
+            signal=wait if isinstance(wait, str) else None,
         )
-    return tuple(found)
 
 
 def control_keys(keys: Keys, op: str, module: str, type_name: str) -> tuple[str, str, str]:
@@ -341,10 +484,10 @@ def control_keys(keys: Keys, op: str, module: str, type_name: str) -> tuple[str,
     return keys.control(op), keys.control_module(module), keys.control_module(module, type_name)
 
 
-def _accepted(raw: bytes) -> datetime | None:
+def _accepted(raw: Any) -> datetime | None:
     try:
         return moment(Item.parse(raw).at_us)
-    except ValueError:
+    except (ValueError, TypeError):
         return None
 
 
@@ -355,5 +498,5 @@ def _buffered(keys: Keys, names: Sequence[tuple[str, str]], op: str) -> Steps[li
     return [
         BufferedSignals(module, signal, length, _accepted(oldest))
         for (module, signal), length, oldest in zip(names, lengths, heads, strict=True)
-        if length
+        if isinstance(length, int) and length
     ]

@@ -6,7 +6,6 @@ only those of the longest active operations are looked at.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +17,10 @@ from typing import Any, NamedTuple
 from smqueue.deployment import Deployment
 from smqueue.early import EarlySignals, early_signals
 from smqueue.keys import Keys, decode
+from smqueue.pauses import Paused, paused
 from smqueue.presence import SHOWN, Worker, read_workers
 from smqueue.queries import moment
-from smqueue.records import Active, Field
+from smqueue.records import Active, Field, set_aside
 from smqueue.roundtrip import Command, Steps, read, time_us
 
 WALKED = 1_000
@@ -28,6 +28,8 @@ WALKED = 1_000
 PAGE = 250
 SAMPLED = 500
 """How many quarantined machines are looked at for what their errors are."""
+PAUSED = 100
+"""How many pauses are told of, the longest first."""
 BEHIND_S = 10.0
 """What is due for longer than this is late: a worker looks four times a second."""
 
@@ -94,7 +96,8 @@ class Cause:
 
     Attributes:
         kind: One word for scripts and alerts: ``no_worker``, ``queue_without_worker``, ``module_without_worker``,
-            ``behind``, ``store``, ``quarantined``, ``unsent``.
+            ``behind``, ``store``, ``quarantined``, ``unsent``; of one operation also ``unreadable``, ``unscheduled``,
+            ``paused``, ``handler_fails``, ``trigger_fails``, ``signal_elsewhere``, ``no_signal``.
         text: What is the matter, in a sentence.
         remedy: What to do about it, in a sentence.
         subject: The queue, module or operation that it is about, where it is about one.
@@ -123,6 +126,7 @@ class Overview:
         requests: What commits and clients have left to be done, and is not done yet.
         unsent: Tasks that can never be sent.
         early: Signals that nobody waits for, the latest first; of the last 100 operations that were sent one.
+        paused: What is paused, the longest first; at most 100.
         workers: Those of the last day.
         stores: The servers, one for each shard.
         causes: What is wrong, the gravest first.
@@ -140,6 +144,7 @@ class Overview:
     requests: int = 0
     unsent: int = 0
     early: tuple[EarlySignals, ...] = ()
+    paused: tuple[Paused, ...] = ()
     workers: tuple[Worker, ...] = ()
     stores: tuple[Store, ...] = ()
     causes: tuple[Cause, ...] = ()
@@ -176,6 +181,7 @@ def overview(deployment: Deployment, walked: int = WALKED) -> Overview:
         requests=sum(shard.requests for shard in shards),
         unsent=sum(shard.unsent for shard in shards),
         early=tuple(sorted((one for shard in shards for one in shard.early), key=lambda one: one.latest, reverse=True)),
+        paused=tuple(_paused(shards)),
         workers=tuple(first.workers),
         stores=tuple(shard.store for shard in shards),
     )
@@ -199,10 +205,11 @@ def causes(found: Overview) -> Iterator[Cause]:
         yield Cause("no_worker", f"no worker runs{seen}", "start one: celery -A … worker")
     if found.quarantined:
         kinds = ", ".join(f"{count} {kind}" for kind, count in list(found.errors.items())[:3])
-        text = f"{found.quarantined} machines are quarantined ({kinds})"
-        yield Cause("quarantined", text, "smqueue list --quarantined shows them; once mended: smqueue retry")
+        text = f"{_many(found.quarantined, 'machine is', 'machines are')} quarantined ({kinds})"
+        remedy = "smqueue list --quarantined shows them; once mended: smqueue retry OPERATION, or smqueue retry --all"
+        yield Cause("quarantined", text, remedy)
     if found.unsent:
-        text = f"{found.unsent} tasks can never be sent"
+        text = f"{_many(found.unsent, 'task', 'tasks')} can never be sent"
         yield Cause("unsent", text, "the list unsent holds each with its error")
 
 
@@ -218,8 +225,13 @@ def _missing(found: Overview, alive: Sequence[Worker]) -> Iterator[Cause]:
         text = f"no worker has the module {module}, which machines are active in"
         yield Cause("module_without_worker", text, "start a worker whose executor has it", module)
     if found.lag_s > BEHIND_S:
-        text = f"{found.due} entries are due and not taken, the first for {found.lag_s:.0f} s"
+        due = _many(found.due, "entry is", "entries are")
+        text = f"{due} due and not taken, the first for {found.lag_s:.0f} s"
         yield Cause("behind", text, "add workers, or look in their log for handlers that take long or hang")
+
+
+def _many(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 # --- one shard -------------------------------------------------------------------------------------------------------
@@ -255,6 +267,7 @@ class _Shard(NamedTuple):
     requests: int
     unsent: int
     early: list[EarlySignals]
+    paused: list[Paused]
     workers: list[Worker]
     store: Store
 
@@ -294,9 +307,19 @@ def _shard(keys: Keys, walked: int) -> Steps[_Shard]:
         requests=requests,
         unsent=unsent,
         early=(yield from early_signals(keys)),
+        paused=(yield from paused(keys, PAUSED)),
         workers=read_workers(time, noted),
-        store=_store(_info(memory), _info(persistence)),
+        store=(yield from _store(keys, _info(memory), _info(persistence))),
     )
+
+
+def _paused(shards: Sequence[_Shard]) -> list[Paused]:
+    """What is paused, each once: a module is paused in every shard."""
+    found: dict[object, Paused] = {}
+    for shard in shards:
+        for one in shard.paused:
+            found.setdefault((one.operation_id, one.module, one.state), one)
+    return sorted(found.values(), key=lambda one: one.since.timestamp() if one.since else 0.0)[:PAUSED]
 
 
 def _moves(flat: Sequence[bytes]) -> dict[Move, int]:
@@ -337,7 +360,8 @@ def _oldest(keys: Keys, walked: int) -> Steps[_Oldest]:
     bound_us = math.inf
     for start in range(0, walked, PAGE):
         (page,) = yield from read([], ("ZRANGE", keys.operations, start, start + PAGE - 1, "WITHSCORES"))
-        looks: list[Command] = [("HSCAN", keys.active(op.decode()), 0, "COUNT", 100) for op in page[::2]]
+        names = [raw.decode(errors="replace") for raw in page[::2]]
+        looks: list[Command] = [("HSCAN", keys.active(name), 0, "COUNT", 100) for name in names]
         for reply in (yield from read([], *looks)) if looks else []:
             for at_us, state in _entered(reply):
                 since[state] = min(at_us, since.get(state, at_us))
@@ -361,8 +385,7 @@ def _errors(keys: Keys) -> Steps[dict[str, int]]:
     ((_, flat),) = yield from read([], ("HSCAN", keys.quarantine, 0, "COUNT", SAMPLED))
     found = Counter[str]()
     for value in flat[1::2]:
-        with suppress(ValueError, KeyError):
-            found[str(json.loads(value)["error"]).partition(":")[0]] += 1
+        found[(set_aside(value) or "").partition(":")[0]] += 1
     return found
 
 
@@ -373,11 +396,23 @@ def _info(reply: Any) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _store(memory: Mapping[str, str], persistence: Mapping[str, str]) -> Store:
+def _store(keys: Keys, memory: Mapping[str, str], persistence: Mapping[str, str]) -> Steps[Store]:
+    """What a server says of itself; 1 round trip if its last snapshot has failed, else none."""
     used, limit = int(memory.get("used_memory", 0)), int(memory.get("maxmemory", 0))
     problem = None
     if limit and used >= limit:
         problem = f"its memory is full, {used / 2**20:.0f} of {limit / 2**20:.0f} MiB"
     elif persistence.get("aof_last_write_status", "ok") != "ok":
         problem = "it cannot write its append-only file"
+    elif persistence.get("rdb_last_bgsave_status", "ok") != "ok" and (yield from _stops_writes(keys)):
+        problem = "it could not write its last snapshot (stop-writes-on-bgsave-error)"
     return Store(used, limit or None, problem)
+
+
+def _stops_writes(keys: Keys) -> Steps[bool]:
+    """Whether a server whose snapshots fail takes no writes: by default; one that does not tell is taken to be so."""
+    names = ("stop-writes-on-bgsave-error", "save")
+    # EXISTS beside them: in a cluster its key says which node is meant.
+    _, *replies = yield from read([], ("EXISTS", keys.meta), *[("CONFIG", "GET", name) for name in names])
+    stops, save = (one[1] if isinstance(one, list) and len(one) == 2 else b"yes" for one in replies)
+    return stops == b"yes" and save != b""

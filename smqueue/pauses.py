@@ -33,6 +33,13 @@ class Paused:
             return f"operation {self.operation_id}"
         return f"module {self.module}" if self.state is None else f"state {self.state} of module {self.module}"
 
+    @property
+    def lifted_by(self) -> str:
+        """The command that ends it."""
+        if self.operation_id is not None:
+            return f"smqueue resume {self.operation_id}"
+        return f"smqueue resume --module {self.module}" + (f" --state {self.state}" if self.state else "")
+
 
 def paused_by(keys: Keys, control: str, raw: bytes | None) -> Paused | None:
     """What a control, a key with its value, has paused; ``None``: nothing."""

@@ -87,7 +87,7 @@ def read_workers(time: Sequence[bytes], flat: Sequence[bytes]) -> list[Worker]:
             one = _parse(raw)
         except ValueError:  # of newer code, or garbage
             continue
-        seen_ms = int(float(score))
+        seen_ms = float(score)
         worker = Worker(**msgspec.structs.asdict(one), seen=moment(seen_ms * 1000), alive=now_ms - seen_ms < ALIVE_MS)
         found.setdefault(one.name, worker)  # restarted with other queues: the later counts
     return list(found.values())

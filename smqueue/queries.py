@@ -20,6 +20,8 @@ from smqueue.states import StateMachine, check_machine, check_operation_id
 MachineId = NewType("MachineId", str)
 T = TypeVar("T")
 PAGE = 500
+FIRST_US, LAST_US = -62_000_000_000_000_000, 253_000_000_000_000_000
+"""What calendars reach to, years 5 and 9987: of a stored time beyond them the nearer one is shown."""
 log = logging.getLogger("smqueue.queries")
 
 
@@ -54,6 +56,7 @@ class InactiveState:
         cancelled: Why it was cancelled; ``None`` when it was not.
         merged_into: The machine that went on in this one's place, when both reached one active state.
         losers: What the other triggers were doing: ``kind``, ``left_ms`` until a deadline, ``tries`` of a poll or call.
+        version: Of its module, when it was stored.
     """
 
     created_at: datetime
@@ -67,10 +70,12 @@ class InactiveState:
     cancelled: str | None = None
     merged_into: MachineId | None = None
     losers: dict[str, dict[str, Any]] | None = None
+    version: int = 0
 
 
-def moment(at_us: int) -> datetime:
-    """Microseconds since the epoch as a datetime in UTC."""
+def moment(at_us: float) -> datetime:
+    """Microseconds since the epoch as a datetime in UTC; of any number, for what is stored may be garbage."""
+    at_us = int(min(max(at_us, FIRST_US), LAST_US))
     return datetime.fromtimestamp(at_us // 1_000_000, UTC).replace(microsecond=at_us % 1_000_000)
 
 
@@ -94,6 +99,7 @@ def inactive_state(data: dict[str, Any]) -> InactiveState:
         cancelled=data.get("cancelled"),
         merged_into=MachineId(merged) if merged else None,
         losers=data.get("losers"),
+        version=int(data.get("version", 0)),
     )
 
 

@@ -178,6 +178,21 @@ class Machine(NamedTuple):
         return f"{self.record}:{self.arming}"
 
 
+def set_aside(raw: object) -> str | None:
+    """Why a machine was set aside, by its note in ``quarantine``; ``None``: it was not. Garbage is a note, too."""
+    if not isinstance(raw, bytes):
+        return None
+    try:
+        data = loads(raw)
+    except ValueError:
+        data = None
+    match data:
+        case {"error": str(error)}:
+            return error
+        case _:
+            return "the note that says why cannot be read"
+
+
 def guard_of(raw: bytes | None) -> str | None:
     """The guard of a stored machine; ``None`` when there is none or it is unreadable."""
     try:

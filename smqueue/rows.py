@@ -17,12 +17,13 @@ def rows_of(found: Explanation, instances: Instances) -> Iterable[dict[str, Any]
     """Its active machines, its past states and its early signals, by ``kind``; secrets are hidden."""
     op = found.operation_id
     for one in found.active:
-        record = {"kind": "active", **_record(instances, op, one.field), "machine_id": one.machine_id, "step": one.step}
+        record = {"kind": "active", **_record(instances, op, one.field, one.version)}
+        record |= {"machine_id": one.machine_id, "step": one.step}
         record |= {"since": one.since.isoformat() if one.since else None, "status": one.status, "won": one.won}
         record |= {"attempts": one.attempts, "last_error": one.last_error}
         yield record | {"triggers": [_trigger(trigger) for trigger in one.triggers]}
     for field, state in found.stored:
-        record = {"kind": "inactive", **_record(instances, op, field), "machine_id": state.machine_id}
+        record = {"kind": "inactive", **_record(instances, op, field, state.version), "machine_id": state.machine_id}
         record |= {"step": state.step, "since": state.created_at.isoformat(), "until": state.exited_at.isoformat()}
         record |= {"status": left(state), "won": state.won, "visits": state.visits, "terminal": state.terminal}
         yield record | {"cancelled": state.cancelled, "merged_into": state.merged_into, "losers": state.losers}
@@ -31,11 +32,11 @@ def rows_of(found: Explanation, instances: Instances) -> Iterable[dict[str, Any]
         yield kept | {"count": signals.count, "oldest": signals.oldest.isoformat() if signals.oldest else None}
 
 
-def _record(instances: Instances, op: str, field: str) -> dict[str, Any]:
+def _record(instances: Instances, op: str, field: str, version: int) -> dict[str, Any]:
+    """A record as code of that version has stored it."""
     try:
         module, type_name, _ = Field.parse(field)
-        newest = instances.get(module).module.version if module in instances else 0
-        state = shown_state(instances, op, field, newest)
+        state = shown_state(instances, op, field, version)
     except ValueError:
         return {"operation_id": op, "module": "", "type": decode(field), "state": None}
     return {"operation_id": op, "module": module, "type": type_name, "state": state}

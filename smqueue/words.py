@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 
-from smqueue.diagnosis import OF_ALL
+from smqueue.diagnosis import OF_ALL, lifted_by
 from smqueue.explain import ArmedTrigger, Explanation, MachineExplanation, label_of
 from smqueue.overview import Cause
 from smqueue.pauses import Paused
@@ -29,7 +29,15 @@ def told(explanation: Explanation, now: datetime, causes: Iterable[Cause] = ()) 
     """Why an operation is where it is, a sentence a line; first what of the causes holds up others, too."""
     lines = [f"{cause.text[:1].upper()}{cause.text[1:]}. To do: {cause.remedy}." for cause in causes if _shared(cause)]
     for one in explanation.active:
-        lines += _machine(one, now)
+        lines += _machine(explanation.operation_id, one, now)
+    if explanation.more:
+        lines.append(f"{_many(explanation.more, 'more machine is', 'more machines are')} active, and not told of here.")
+    if explanation.paused and not explanation.active and not explanation.stored:
+        pause = explanation.paused
+        lines.append(
+            f"Operation {pause.operation_id} has not started, and is paused{_held([pause], now)}: whatever begins "
+            f"it waits for {pause.lifted_by}."
+        )
     if not explanation.active and explanation.stored:
         ended = max(state.exited_at for _, state in explanation.stored)
         lines.append(
@@ -43,31 +51,43 @@ def told(explanation: Explanation, now: datetime, causes: Iterable[Cause] = ()) 
     return lines
 
 
-def _machine(one: MachineExplanation, now: datetime) -> Iterator[str]:
+def _machine(operation: str, one: MachineExplanation, now: datetime) -> Iterator[str]:
     label, op = label_of(one.field), f"(machine {one.machine_id}, step {one.step})"
     since = f" for {span(now - one.since)}" if one.since else ""
     error = f": {one.last_error}" if one.last_error else ""
     match one.status:
         case "unscheduled":
-            yield f"{label} {op} has lost its entry in the schedule, and nothing looks at it: smqueue verify --repair"
+            lost = f"{label} {op} has lost its entry in the schedule, and nothing looks at it"
+            yield f"{lost}: smqueue verify {operation} --repair"
         case "quarantined":
-            tries = f" after {one.attempts} failed attempts" if one.attempts else ""
-            yield f"{label} {op} is quarantined{tries}{error}. Nothing moves it until: smqueue retry"
+            tries = f" after {_many(one.attempts, 'failed attempt', 'failed attempts')}" if one.attempts else ""
+            yield f"{label} {op} is quarantined{tries}{error}. Nothing moves it until: smqueue retry {operation}"
         case "unreadable":
             yield f"{label} cannot be read here{error}."
         case "paused":
-            held = f" ({' and '.join(_pause(pause, now) for pause in one.pauses)})" if one.pauses else ""
-            yield f"{label} {op} is paused{held}: what falls due waits for smqueue resume."
+            until = lifted_by(operation, one)
+            yield f"{label} {op} is paused{_held(one.pauses, now)}: what falls due waits for {until}."
         case "cancelling":
-            tries = f"; its cancel handler has failed {one.attempts} times{error}" if one.attempts else ""
+            failed = f"; its cancel handler has failed {_many(one.attempts, 'time', 'times')}{error}"
+            tries = failed if one.attempts else ""
             yield f"{label} {op} is being cancelled{tries}."
         case "decided":
-            tries = f"; its handler has failed {one.attempts} times" if one.attempts else ""
+            tries = f"; its handler has failed {_many(one.attempts, 'time', 'times')}" if one.attempts else ""
             yield f"{label} {op} is decided: {one.won} has won, and a worker is to apply it{tries}{error}."
         case _:
             yield f"{label} {op} has been waiting{since}{f'; last error{error}' if error else ''}."
+    if one.problem and one.problem != one.last_error:
+        yield f"  it cannot be decoded here: {one.problem}"
     for trigger in one.triggers:
         yield f"  {_trigger(trigger, now, open_still=one.status == 'waiting')}"
+
+
+def _held(pauses: Sequence[Paused], now: datetime) -> str:
+    return f" ({' and '.join(_pause(pause, now) for pause in pauses)})" if pauses else ""
+
+
+def _many(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"
 
 
 def _pause(one: Paused, now: datetime) -> str:
@@ -89,7 +109,7 @@ def _trigger(one: ArmedTrigger, now: datetime, *, open_still: bool) -> str:
     elif one.next_run is not None and one.next_run > now and one.kind in {"poll", "call"}:
         text += f", next in {span(one.next_run - now)}"
     if one.attempts:
-        text += f", {one.attempts} attempts without an outcome"
+        text += f", {_many(one.attempts, 'attempt', 'attempts')} without an outcome"
     return text + (f"; last error: {one.last_error}." if one.last_error else ".")
 
 

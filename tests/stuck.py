@@ -89,7 +89,7 @@ def _alive(live: Shop) -> dict[str, Stuck]:
         "paused": Stuck(live, "held", "paused", r"is paused \(operation held"),
         "an undecodable record": Stuck(live, "garbled", "unreadable", r"cannot be read here: .*not one|cannot be read"),
         "a schedule entry deleted by hand": Stuck(
-            live, "forgotten", "unscheduled", r"lost its entry .* verify --repair"
+            live, "forgotten", "unscheduled", r"lost its entry .* verify forgotten --repair"
         ),
     }
 
