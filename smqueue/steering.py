@@ -104,7 +104,11 @@ class Steering:
         if operation_id is not None:
             keys = self._deployment.keys(check_operation_id(operation_id))
             return [(keys, keys.control(operation_id))]
-        owner, name = self._type(module, state)
+        if module is not None and not isinstance(state, type) and not self._instances_of().ids():
+            # Without any code, as in a command: a control needs no more than names.
+            owner, name = check_name("module", module), None if state is None else check_name("state", state)
+        else:
+            owner, name = self._type(module, state)
         return [(keys, keys.control_module(owner, name)) for keys in self._deployment.all_keys()]
 
     def _type(self, module: str | None, state: StateType) -> tuple[str, str | None]:

@@ -117,7 +117,9 @@ def _meaning(error: SmqueueError) -> tuple[Exit, str]:
 
 def _failed(text: str, code: Exit) -> Exit:
     """Say it in one line."""
-    line = "; ".join(part for part in map(str.strip, text.splitlines()) if part)
+    from smqueue.cli.output import plain
+
+    line = "; ".join(plain(part) for part in map(str.strip, text.splitlines()) if part)
     click.echo(click.style("smqueue: ", fg="red") + line, err=True, color=colors())
     return code
 

@@ -21,9 +21,12 @@ LONGEST_S = 2.0
 """For how long a tab may take; to import an application is most of it."""
 MOST = 100
 """How many are offered."""
-WORD = r"""[^\s'"\\`$]+"""
+WORD = r"""[^\s'"\\`$\x00-\x1f\x7f-\x9f]+"""
 NEWEST = 1_000
 """How many operations are looked at in each shard: those that have become active last."""
+
+MACHINES = 20
+"""How many machines of an operation are looked at for what they wait for."""
 
 
 @click.command(
@@ -100,9 +103,11 @@ def states(ctx: click.Context, incomplete: str) -> Iterator[str]:  # noqa: ARG00
 
 def signals(ctx: click.Context, incomplete: str) -> Iterator[str]:  # noqa: ARG001
     """Names of signals: what the operation that was given waits for, then all that modules declare."""
+    from smqueue.explain import explain
+
     executor, operation = _target(ctx).executor(), ctx.params.get("operation")
     if operation:
-        for machine in executor.explain(operation).active:
+        for machine in explain(executor.deployment, executor.instances, operation, past=0, active=MACHINES).active:
             yield from (one.waits_for.removeprefix("signal ") for one in machine.triggers if one.kind == "signal")
     for module in executor.instances.ids():
         yield from executor.instances.get(module).module.signals

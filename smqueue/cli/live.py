@@ -13,11 +13,11 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 import click
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from smqueue.cli.output import out
+from smqueue.cli.output import Screen, out, plain, spelled
 from smqueue.errors import StoreUnavailable
 from smqueue.executor import Executor
 
@@ -36,11 +36,13 @@ class View(NamedTuple):
         shown: For people: what rich prints.
         rows: For programs: JSON.
         facts: What must differ for a change; ``rows`` unless given. Not what merely passes with time.
+        more: What was left out of the rows, in words; empty when nothing was.
     """
 
     shown: Any
     rows: Any
     facts: Any = None
+    more: str = ""
 
     @property
     def told(self) -> str:
@@ -74,7 +76,7 @@ def watch(look: Callable[[], View], executor: Executor, as_json: bool, operation
     channels = [one.bell(operation) if operation is not None else one.bells for one in keys]
     with _until_interrupted(), deployment.driver.doorbell(*channels) as bell:
         view = look()
-        with Screen() if sys.stdout.isatty() and not as_json else Lines(as_json) as shows:
+        with Picture() if sys.stdout.isatty() and not as_json else Lines(as_json) as shows:
             shows.show(view)
             while True:
                 time.sleep(SOONEST_S)
@@ -102,14 +104,14 @@ def _until_interrupted() -> Generator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-class Screen:
+class Picture:
     """On a terminal: one picture, drawn over; the last one stays."""
 
     def __init__(self) -> None:
-        self._live = Live(console=Console(highlight=False), auto_refresh=False, vertical_overflow="ellipsis")
+        self._live = Live(console=Screen(highlight=False), auto_refresh=False, vertical_overflow="ellipsis")
         self._shown: Any = ""
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Picture:
         self._live.start()
         return self
 
@@ -148,7 +150,7 @@ class Lines:
             return
         first, self._told = not self._told, view.told
         if self._as_json:
-            sys.stdout.write(json.dumps(view.rows, ensure_ascii=False) + "\n")
+            sys.stdout.write(spelled(view.rows) + "\n")
         else:
             sys.stdout.write("" if first else "\n")
             out(Text(_now()))
@@ -158,7 +160,7 @@ class Lines:
     def trouble(self, text: str) -> None:
         """Say it once."""
         if not self._trouble:
-            click.echo(f"smqueue: {text}", err=True)
+            click.echo(plain(f"smqueue: {text}"), err=True)
         self._trouble = text
 
 
@@ -169,7 +171,7 @@ def _now() -> str:
 def shown_once(view: View, as_json: bool) -> None:
     """Print a view; JSON as a program reads it."""
     if as_json:
-        click.echo(json.dumps(view.rows, ensure_ascii=False, indent=1))
+        click.echo(spelled(view.rows, indent=1))
     else:
         out(view.shown)
 

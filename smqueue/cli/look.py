@@ -18,14 +18,16 @@ from smqueue.cli.live import View, watch, watch_option
 from smqueue.cli.output import brief, colored, out, print_array, table
 from smqueue.cli.target import Target, deployment_options
 from smqueue.cli.words import span, told
+from smqueue.diagnosis import diagnose
 from smqueue.executor import Executor
-from smqueue.explain import Explanation
+from smqueue.explain import Explanation, explain
 from smqueue.instances import Instances
 from smqueue.rows import rows_of
 from smqueue.search import Listed, Wanted, active_machines, search
 from smqueue.states import check_operation_id
 
 SHOWN = 100
+SOME = "At most so many machines, and states of the last so many steps; 0: all."
 LOOK_S = 1.0
 """How long a look of ``list --watch`` may take."""
 
@@ -122,28 +124,34 @@ Examples:
 """
 )
 @click.argument("operation", type=OPERATION, metavar="OP")
+@click.option("--limit", type=click.IntRange(0), help=f"{SOME}  [default: {SHOWN}; all with --json alone]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array: active, inactive and buffered, by kind.")
 @watch_option
 @deployment_options
-def show(operation: str, as_json: bool, watched: bool, target: Target) -> None:
+def show(operation: str, limit: int | None, as_json: bool, watched: bool, target: Target) -> None:
     """Show an operation: its active machines, its past states and who won there, and early signals."""
-    executor = target.executor()
+    executor, most = target.executor(), _most(0 if limit is None and as_json and not watched else limit)
 
     def look() -> View:
-        return _shown(_explained(operation, executor), executor.instances)
+        found = explain(executor.deployment, executor.instances, operation, past=most, active=most)
+        _known(found, executor)
+        return _shown(found, executor.instances)
 
     if watched:
         watch(look, executor, as_json, operation)
-    elif as_json:
-        print_array(look().rows)
+        return
+    view = look()
+    if as_json:
+        print_array(view.rows)
+        if view.more:
+            click.echo(view.more, err=True)
     else:
-        out(look().shown)
+        out(view.shown)
 
 
 def _shown(found: Explanation, instances: Instances) -> View:
     rows, now = list(rows_of(found, instances)), datetime.now(UTC)
-    standing = "active" if found.active else "finished" if found.stored else "not started"
-    parts: list[Any] = [Text(f"operation {found.operation_id}: {standing}")]
+    parts: list[Any] = [Text(f"operation {found.operation_id}: {_standing(found, now)}")]
     states = table("", "module", "state", "fields", ">step", "machine", "entered", "how")
     for row in rows:
         if row["kind"] == "buffered":
@@ -156,7 +164,24 @@ def _shown(found: Explanation, instances: Instances) -> View:
     if states.row_count:
         parts.append(states)
     parts += [Text(f"kept early: {one.count} of {one.module}.{one.signal}") for one in found.buffered]
-    return View(Group(*parts), rows)
+    if more := _more(found):
+        parts.append(Text(more))
+    return View(Group(*parts), rows, more=more)
+
+
+def _standing(found: Explanation, now: datetime) -> str:
+    standing = "active" if found.active else "finished" if found.stored or found.more_past else "not started"
+    if (pause := found.paused) is None:
+        return standing
+    since = f" for {span(now - pause.since)}" if pause.since else ""
+    return f"{standing}, paused{since}{f': {pause.reason}' if pause.reason else ''}"
+
+
+def _more(found: Explanation) -> str:
+    """What is not shown."""
+    counts = (found.more, "more active"), (found.more_past, "more past")
+    words = " and ".join(f"{number:,} {what}" for number, what in counts if number)
+    return f"there are {words}: --limit 0 shows all" if words else ""
 
 
 @click.command(
@@ -168,15 +193,16 @@ Examples:
 """
 )
 @click.argument("operation", type=OPERATION, metavar="OP")
+@click.option("--limit", type=click.IntRange(0), help=f"{SOME}  [default: {SHOWN}]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array of sentences.")
 @watch_option
 @deployment_options
-def why(operation: str, as_json: bool, watched: bool, target: Target) -> None:
+def why(operation: str, limit: int | None, as_json: bool, watched: bool, target: Target) -> None:
     """Say why an operation is where it is: what it waits for, since when, until when, and what has failed."""
-    executor = target.executor()
+    executor, most = target.executor(), _most(limit)
 
     def look() -> View:
-        found = executor.diagnose(operation)
+        found = diagnose(executor.deployment, executor.instances, operation, past=most, active=most)
         _known(found.explanation, executor)
         lines = told(found.explanation, found.at, found.causes)
         facts = [list(rows_of(found.explanation, executor.instances)), [cause.kind for cause in found.causes]]
@@ -193,14 +219,13 @@ def why(operation: str, as_json: bool, watched: bool, target: Target) -> None:
 # --- how -------------------------------------------------------------------------------------------------------------
 
 
-def _explained(operation: str, executor: Executor) -> Explanation:
-    found = executor.explain(operation)
-    _known(found, executor)
-    return found
+def _most(limit: int | None) -> int | None:
+    """How many machines and steps are looked at; ``None``: all."""
+    return SHOWN if limit is None else limit or None
 
 
 def _known(found: Explanation, executor: Executor) -> None:
-    if not (found.active or found.stored or found.buffered):
+    if not found.known:
         raise NoSuchOperation(found.operation_id, executor.deployment.settings.namespace)
 
 

@@ -24,6 +24,8 @@ WINDOW_S = 10.0
 """What rates are an average of."""
 EARLY = 10
 """How many early signals are shown."""
+PAUSED = 10
+"""How many pauses are shown."""
 
 NOT_WON = {"+add": "(added)", "+cancel": "(cancelled)", "+merge": "(merged)"}
 
@@ -113,6 +115,7 @@ def _parts(
     late = f", the first for {found.lag_s:.1f} s" if found.due else ""
     yield Text(f"due: {found.due:,}{late}; requests: {found.requests:,}; tasks never sent: {found.unsent:,}")
     yield Text(f"quarantined: {found.quarantined:,}")
+    yield from _paused(found)
     if not found.causes:
         yield Text("nothing is known to be wrong", style="green")
     for cause in found.causes:
@@ -131,6 +134,15 @@ def _parts(
             yield Text(f"  {one.count:,} {one.module}.{one.signal} to {one.operation_id}, the latest {ago} ago")
         if len(found.early) > EARLY:
             yield Text(f"  and to {len(found.early) - EARLY:,} others")
+
+
+def _paused(found: Overview) -> Iterator[Any]:
+    for one in found.paused[:PAUSED]:
+        since = f" for {span(found.at - one.since)}" if one.since else ""
+        reason = f": {one.reason}" if one.reason else ""
+        yield Text.assemble((f"paused: {one}{since}{reason}", "yellow"), f". {one.lifted_by} ends it.")
+    if len(found.paused) > PAUSED:
+        yield Text(f"paused: {len(found.paused) - PAUSED:,} more at least; --json names them")
 
 
 def _states(found: Overview, states: list[StateCount]) -> Any:

@@ -8,13 +8,15 @@ from typing import Any, TypeVar
 
 import click
 
-from smqueue.cli import NoSuchOperation
 from smqueue.cli.arguments import MODULE, OPERATION, STATE
+from smqueue.cli.known import must_exist
 from smqueue.cli.target import Target, deployment_options
-from smqueue.errors import AwaitTimeout, CancelUnfinished
+from smqueue.errors import AwaitTimeout, CancelUnfinished, InvalidInput
 from smqueue.executor import Executor
+from smqueue.overview import overview
 
 F = TypeVar("F", bound=Callable[..., Any])
+WITH_CODE = "with -A or --modules others are known, too"
 
 
 @click.command(
@@ -41,7 +43,7 @@ def cancel(operation: str, reason: str | None, children: bool, force: bool, wait
     again, and this command exits with 1.
     """
     executor = target.executor()
-    _known(executor, operation)
+    must_exist(executor.deployment, operation)
     try:
         ended = executor.cancel(operation, reason, children, force=force)
     except CancelUnfinished as unfinished:
@@ -70,7 +72,7 @@ def scope(command: F) -> F:
     epilog="""\b
 Examples:
   smqueue pause order-1
-  smqueue pause --module orders --state Awaiting -A shop.app:executor --reason 'bank is down'
+  smqueue pause --module orders --state Awaiting --reason 'bank is down'
 """
 )
 @scope
@@ -90,7 +92,7 @@ def pause(operation: str | None, module: str | None, state: str | None, reason: 
     epilog="""\b
 Examples:
   smqueue resume order-1
-  smqueue resume --module orders --state Awaiting -A shop.app:executor
+  smqueue resume --module orders --state Awaiting
 """
 )
 @scope
@@ -120,7 +122,7 @@ def retry(operation: str | None, module: str | None, state: str | None, everythi
         raise click.UsageError("give an operation, or --module (and --state), or --all")
     executor = target.with_code("retry")
     if operation is not None:
-        _known(executor, operation)
+        must_exist(executor.deployment, operation)
     click.echo(f"{executor.retry(operation, module=module, state=state)} taken out of quarantine")
 
 
@@ -131,16 +133,27 @@ def _executor(operation: str | None, module: str | None, state: str | None, targ
         return target.executor()  # one that has not begun may be paused
     if module is None and state is None:
         raise click.UsageError("give an operation, or --module")
-    return target.with_code("pausing a module")
+    if module is None and not target.has_modules:
+        raise click.UsageError("give the --module of the state, too; only with -A or --modules is it looked for")
+    executor = target.executor()
+    if module is not None and not target.has_modules:
+        _seen(executor, module, state)
+    return executor
+
+
+def _seen(executor: Executor, module: str, state: str | None) -> None:
+    """Without its code a module is known by its machines: a typing error is not to be taken for a name."""
+    found = overview(executor.deployment, walked=0)
+    known = {(one.module, one.state) for one in found.states} | {(one.module, one.state) for one in found.paused}
+    if module not in {name for name, _ in known}:
+        names = ", ".join(sorted({str(name) for name, _ in known if name})) or "none"
+        raise InvalidInput("module", f"no machine has been in a module {module} here, only in {names}; {WITH_CODE}")
+    if state is not None and (module, state) not in known:
+        names = ", ".join(sorted(str(name) for owner, name in known if owner == module and name))
+        raise InvalidInput("state", f"no machine of module {module} has been in {state}, only in {names}; {WITH_CODE}")
 
 
 def _named(operation: str | None, module: str | None, state: str | None) -> str:
     if operation is not None:
         return f"operation {operation}"
     return f"module {module}" + (f", state {state}" if state else "") if module else f"state {state}"
-
-
-def _known(executor: Executor, operation: str) -> None:
-    found = executor.explain(operation)
-    if not (found.active or found.stored or found.buffered):
-        raise NoSuchOperation(operation, executor.deployment.settings.namespace)

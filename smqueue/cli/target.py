@@ -118,7 +118,9 @@ class Target:
             UsageError: None are named.
         """
         if not self.has_modules:
-            raise click.UsageError(f"{what} needs the modules: give -A package.module:executor, or --modules {FORMAT}")
+            raise click.UsageError(
+                f"{what} needs the modules: give -A package.module:executor, or --modules {FORMAT}, or set {VARIABLE}"
+            )
         return self.executor()
 
 

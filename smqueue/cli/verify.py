@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -11,10 +10,10 @@ from typing import Any
 import click
 
 from smqueue.audit import Problem, Report, audit
-from smqueue.cli import NoSuchOperation
 from smqueue.cli.arguments import OPERATION
+from smqueue.cli.known import must_exist
+from smqueue.cli.output import plain, spelled
 from smqueue.cli.target import Target, deployment_options
-from smqueue.deployment import Deployment
 
 TOLD_EVERY_S = 0.2
 
@@ -41,7 +40,8 @@ def verify(operations: Sequence[str], repair: bool, as_json: bool, target: Targe
     it is reported. With modules, steps are compared with the transitions that they declare.
     """
     executor = target.executor()
-    _known(executor.deployment, operations)
+    for one in operations:
+        must_exist(executor.deployment, one)
     line = Line()
     try:
         found = audit(
@@ -50,7 +50,7 @@ def verify(operations: Sequence[str], repair: bool, as_json: bool, target: Targe
     finally:
         line.clear()
     if as_json:
-        click.echo(json.dumps(_as_json(found), ensure_ascii=False, indent=1))
+        click.echo(spelled(_as_json(found), indent=1))
     else:
         _tell(found, repair)
     return 0 if found.clean else 1
@@ -77,28 +77,23 @@ class Line:
             sys.stderr.flush()
 
 
-def _known(deployment: Deployment, operations: Sequence[str]) -> None:
-    for op in operations:
-        keys = deployment.keys(op)
-        if not any(
-            deployment.driver.command("EXISTS", key) for key in (keys.active(op), keys.inactive(op), keys.history(op))
-        ):
-            raise NoSuchOperation(op, deployment.settings.namespace)
-
-
 def _tell(found: Report, repair: bool) -> None:
     for one in found.repaired:
-        click.echo(f"{click.style('mended', fg='green')} {one.kind.value}: {one.words}\n  {one.remedy}")
+        click.echo(f"{click.style('mended', fg='green')} {one.kind.value}: {_said(one.words, one.remedy)}")
     for one in found.problems:
         remedy = one.remedy if repair or not one.mendable else f"--repair: {one.remedy}"
-        click.echo(f"{click.style('problem', fg='red')} {one.kind.value}: {one.words}\n  {remedy}")
+        click.echo(f"{click.style('problem', fg='red')} {one.kind.value}: {_said(one.words, remedy)}")
     for one in found.notes:
-        click.echo(f"note {one.kind.value}: {one.words}\n  {one.remedy}")
+        click.echo(f"note {one.kind.value}: {_said(one.words, one.remedy)}")
     if not found.edges_checked:
         click.echo("no modules were given: steps were not compared with declared transitions (-A or --modules)")
     click.echo(f"looked at {_counts(found) or 'nothing: the namespace is empty'}")
     mended = f", {len(found.repaired)} mended" if found.repaired else ""
     click.echo(f"{len(found.problems)} problems, {len(found.notes)} notes{mended}")
+
+
+def _said(words: str, remedy: str) -> str:
+    return plain(f"{words}\n  {remedy}")
 
 
 def _counts(found: Report) -> str:

@@ -187,6 +187,59 @@ def test_what_is_not_there(command: Command) -> None:
         refused(command(name, "nobody"), "nobody", "smqueue list", code=Exit.NO_SUCH_OPERATION)
 
 
+def test_a_large_operation_is_shown_in_part(command: Command, tmp_path: Path) -> None:
+    """``show`` and ``why`` tell of a hundred machines, and how many more there are; --limit is another number, or all.
+    Like ``list``, ``show --json`` has all of them unless it is limited."""
+    state = {"operation_id": "o", "module": "orders", "type": "Packing"}
+    file = tmp_path / "machines.json"
+    file.write_text(json.dumps([{**state, "state": {"order_id": f"{n}"}} for n in range(230)]))
+    assert command("add", "--file", str(file), modules=MODULES).code == 0
+    shown = command("show", "o").out
+    assert (shown.count("active "), shown.splitlines()[-1]) == (100, "there are 130 more active: --limit 0 shows all")
+    why = command("why", "o", modules=MODULES).out
+    assert (why.count("has been waiting"), "130 more machines are active" in why) == (100, True)
+    assert len(command("show", "o", "--json").json) == 230
+    some = command("show", "o", "--json", "--limit", "7")
+    assert (len(json.loads(some.out)), some.err) == (7, "there are 223 more active: --limit 0 shows all\n")
+    assert command("why", "o", "--limit", "0").out.count("has been waiting") == 230
+
+
+EVIL = "\x1b]0;owned\x07\x1b[31m\x9b2J\x7fred\rover"
+
+
+def test_no_text_of_others_reaches_the_terminal_as_a_command(
+    command: Command, redis_client: redis.Redis, namespace: str
+) -> None:
+    """Ids and errors may hold what a terminal obeys: it is replaced, and in JSON written as such."""
+    op = f"o{EVIL}"
+    assert command("add", op, "orders", "Awaiting", order(EVIL), modules=MODULES).code == 0
+    set_aside(redis_client, namespace, op, f"ValueError: {EVIL}")
+    calls = [
+        ("list",),
+        ("show", op),
+        ("why", op),
+        ("stats",),
+        ("verify", op),
+        ("verify", f"x{EVIL}"),
+        ("why", f"x{EVIL}"),
+    ]
+    for call in calls:
+        said = command(*call)
+        for text in (said.out, said.err):
+            assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", text), call
+    (listed,) = command("list", "--json").json
+    assert (listed["operation_id"], listed["state"]["order_id"]) == (op, EVIL)
+    assert "\x9b" not in command("list", "--json").out
+
+
+def test_existence_is_looked_for_in_no_machine(command: Command, waiting: str, redis_client: redis.Redis) -> None:
+    """``cancel`` and ``retry`` ask whether there is an operation, and read nothing of it for that."""
+    redis_client.config_resetstat()
+    assert command("cancel", "nobody").code == Exit.NO_SUCH_OPERATION
+    used = {name for name in redis_client.info("commandstats") if name.startswith("cmdstat_")}
+    assert not used & {"cmdstat_scan", "cmdstat_hscan", "cmdstat_hgetall"}, used
+
+
 # --- steering ---------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +255,7 @@ def test_cancel_without_modules(command: Command, waiting: str) -> None:
 
 
 def test_pause_and_resume(command: Command, waiting: str) -> None:
-    """By operation without modules; a module or a state needs them, and a typing error is not taken for a name."""
+    """By operation, module or state, with modules or without; a typing error is not taken for a name."""
 
     def status() -> str:
         return command("list", "--json").json[0]["status"]
@@ -217,9 +270,32 @@ def test_pause_and_resume(command: Command, waiting: str) -> None:
     assert status() == "waiting"
     refused(command("pause", "--module", "order", modules=MODULES), "UnknownModule", "orders, kinds")
     refused(command("pause", "--module", "orders", "--state", "Awaitin", modules=MODULES), "no such state")
-    refused(command("pause", "--module", "orders"), "--modules", code=2)
+    for scope in (("--module", "orders"), ("--module", "orders", "--state", "Awaiting")):
+        assert command("pause", *scope, "--reason", "bank is down").code == 0
+        assert (status(), command("pause", *scope).code) == ("paused", 0)
+        assert re.search(rf"paused: .*bank is down. smqueue resume {' '.join(scope)} ends it", command("stats").out)
+        (one,) = json.loads(command("stats", "--json").out)["paused"]
+        assert (one["module"], one["reason"]) == ("orders", "bank is down")
+        assert command("resume", *scope).code == 0
+        assert (status(), "paused" in command("stats").out) == ("waiting", False)
+    refused(command("pause", "--module", "order"), "module", "only in orders", "--modules")
+    refused(command("resume", "--module", "orders", "--state", "Awaitin"), "state", "only in Awaiting")
+    refused(command("pause", "--state", "Awaiting"), "--module", code=2)
     refused(command("pause"), "--module", code=2)
     refused(command("pause", waiting, "--module", "orders"), "not both", code=2)
+    refused(command("retry", "--module", "orders"), "retry needs the modules", "SMQUEUE_MODULES", code=2)
+
+
+def test_what_is_paused_before_it_starts(command: Command) -> None:
+    """It is known, and said to be paused, with what ends that."""
+    assert command("pause", "later", "--reason", "not yet").code == 0
+    for name in ("why", "show"):
+        said = command(name, "later")
+        assert (said.code, said.err) == (0, "")
+        assert re.search(r"not (yet )?started.*paused.*: not yet", said.out), said.out
+    assert "smqueue resume later" in command("why", "later").out
+    assert command("resume", "later").code == 0
+    refused(command("why", "later"), code=Exit.NO_SUCH_OPERATION)
 
 
 # --- producing --------------------------------------------------------------------------------------------------------
