@@ -6,11 +6,12 @@ import os
 import signal
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import redis
 from celery import Celery
 
-from smqueue import Executor, ExecutorBuilder, State, StateMachine
+from smqueue import Executor, ExecutorBuilder, Module, State, StateMachine
 from smqueue.keys import Keys
 from tests.apps import shop
 from tests.apps.wiring import environment
@@ -26,14 +27,17 @@ class Shop:
         broker: Of the messages.
         namespace: And name of the queue.
         directory: Where triggers count their runs.
+        more: Modules that the producer knows beside the shop's, by id.
     """
 
-    def __init__(self, url: str, broker: str, namespace: str, directory: Path) -> None:
+    def __init__(self, url: str, broker: str, namespace: str, directory: Path, **more: Module[Any]) -> None:
         self.url, self.broker, self.namespace, self.directory = url, broker, namespace, directory
         self.env = environment(url, broker, namespace, directory)
         self.app = Celery(f"producer-{namespace}", broker=broker, set_as_current=False)
         self.app.conf.update(task_default_queue=namespace, task_ignore_result=True)
-        modules = ExecutorBuilder().with_module("orders", shop.orders).with_module("kinds", shop.kinds)
+        modules = ExecutorBuilder()
+        for id, module in {"orders": shop.orders, "kinds": shop.kinds, **more}.items():
+            modules = modules.with_module(id, module)
         self.executor: Executor = modules.build(self.app, url=url, namespace=namespace)
         self.redis: redis.Redis = redis.Redis.from_url(url, socket_timeout=10)
 
