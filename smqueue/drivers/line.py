@@ -12,7 +12,7 @@ from smqueue.drivers.nodes import Node, Nodes
 from smqueue.errors import SmqueueError, StoreRefused
 from smqueue.roundtrip import Call, Calls, Command, Commit, Read, RoundTrip
 
-KEYLESS = frozenset({"TIME", "PING", "PUBLISH", "SPUBLISH", "UNWATCH", "WAIT"})
+KEYLESS = frozenset({"TIME", "PING", "INFO", "CONFIG", "PUBLISH", "SPUBLISH", "UNWATCH", "WAIT"})
 KEY_AT = {"SCAN": 3, "XINFO": 2, "EVAL": 3}
 """Where the first key is, if not at 1; of SCAN the pattern, whose slot is that of all that it matches."""
 

@@ -153,6 +153,23 @@ def test_shards_of_several_nodes(play: Play, cluster: ValkeyCluster) -> None:
     assert {m.operation_id for m, _ in local.executor.get_inactive_states()} == set(ops)
 
 
+def test_it_is_told_why(play: Play, cluster: ValkeyCluster) -> None:
+    """A namespace on several nodes is looked at as one, each of its servers included; and so is one operation."""
+    local = play(url=cluster.url, shards=SHARDS, goods=goods)
+    ops = operations(local)
+    for op in ops:
+        local.add(op, Ready(1), Ready(2))
+        local.executor.pause(op)
+    local.executor.signal("nobody", go, 1)
+    seen = local.executor.overview()
+    assert (seen.operations, len(seen.paused), len(seen.stores)) == (SHARDS, SHARDS, SHARDS)
+    assert all(store.used_bytes for store in seen.stores)
+    for op in ops:
+        found = local.executor.diagnose(op)
+        assert [cause.kind for cause in found.causes] == ["no_worker", "paused", "paused"]
+        assert all(trigger.elsewhere for one in found.explanation.active for trigger in one.triggers if trigger.signal)
+
+
 def test_retention(play: Play, cluster: ValkeyCluster) -> None:
     """A finished operation is forgotten."""
     local = play(url=cluster.url, brief=brief)

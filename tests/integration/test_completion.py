@@ -49,6 +49,7 @@ def local(play: Play, monkeypatch: pytest.MonkeyPatch) -> Local:
         made.add(f"door-{n}", Closed(n))
     made.add("gate", Closed(3))
     made.add("two words", Closed(4))
+    made.add("\x1b[2Jdoor", Closed(5))
     monkeypatch.setenv("SMQUEUE_URL", made.settings.url)
     monkeypatch.setenv("SMQUEUE_NAMESPACE", made.namespace)
     monkeypatch.delenv("SMQUEUE_MODULES", raising=False)
@@ -70,7 +71,8 @@ def test_commands_and_options(local: Local) -> None:
 
 
 def test_operations(local: Local) -> None:
-    """Active operations that begin so; not those that a shell would take for two words."""
+    """Active operations that begin so; not those that a shell would take for two words, or a
+    terminal for a command."""
     assert offered("show", "") == {"door-0", "door-1", "door-2", "gate"}
     for command in ("show", "why", "cancel", "pause", "signal", "verify", "retry"):
         assert offered(command, "door") == {"door-0", "door-1", "door-2"}

@@ -14,6 +14,7 @@ import pytest
 from smqueue import Context, Module, Retry, Secret, State, Transaction, call, poll
 from smqueue.audit import audit
 from smqueue.diagnosis import diagnose
+from smqueue.drivers.line import keys_of
 from smqueue.embedded import EmbeddedServer
 from smqueue.errors import CancelUnfinished
 from smqueue.explain import explain
@@ -439,3 +440,9 @@ def test_a_server_that_cannot_write_its_snapshots_is_told(tmp_path: Path) -> Non
         local.redis.config_set("stop-writes-on-bgsave-error", "yes")
         local.redis.config_set("save", "")
         assert said() == ["no_worker"]
+
+
+def test_what_a_server_is_asked_of_itself_names_no_key() -> None:
+    """In a cluster it is asked of the node that has the keys beside it."""
+    asked = (("INFO", "memory"), ("CONFIG", "GET", "save"), ("EXISTS", "{a}:meta"))
+    assert list(keys_of(Read((), asked))) == ["{a}:meta"]
