@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,10 +18,12 @@ from xml.etree import ElementTree
 import click
 import pytest
 import redis
+from rich.text import Text
 
 from smqueue.cli import Exit, run
 from smqueue.cli.arguments import SPAN
 from smqueue.cli.commands import COMMANDS
+from smqueue.cli.output import Screen, colored, table
 from smqueue.embedded import EmbeddedServer
 from smqueue.keys import Keys, digest
 from smqueue.processes import Child
@@ -230,6 +233,17 @@ def test_no_text_of_others_reaches_the_terminal_as_a_command(
     (listed,) = command("list", "--json").json
     assert (listed["operation_id"], listed["state"]["order_id"]) == (op, EVIL)
     assert "\x9b" not in command("list", "--json").out
+
+
+def test_a_terminal_gets_our_colors_alone() -> None:
+    """On a terminal what is colored stays so; what others have written is replaced, in the cells of tables too."""
+    written = io.StringIO()
+    rows = table("status")
+    rows.add_row(colored("paused", f"paused {EVIL}"))
+    Screen(file=written, force_terminal=True, color_system="standard", highlight=False).print(rows, Text(EVIL))
+    assert "\x1b[33m" in written.getvalue()
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", re.sub(r"\x1b\[[0-9;]*m", "", written.getvalue()))
+    assert "\x1b[31m" not in written.getvalue()
 
 
 def test_existence_is_looked_for_in_no_machine(command: Command, waiting: str, redis_client: redis.Redis) -> None:
