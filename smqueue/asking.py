@@ -16,7 +16,7 @@ from smqueue.protocols import requests
 from smqueue.protocols.signal import Delivery
 from smqueue.queries import ActiveState, InactiveState, MachineId, active_state, inactive_state
 from smqueue.records import Active, Field, label_of
-from smqueue.roundtrip import Steps, over, read, single
+from smqueue.roundtrip import Steps, answers, over, single
 from smqueue.schemas import canonical
 from smqueue.schemas.sealed import shown
 from smqueue.secrets import SecretCodec, Secrets
@@ -80,7 +80,7 @@ class Asking:
 
         def look() -> Steps[ActiveState | None]:
             now, past = yield from over(
-                lambda: read([], ("HGET", keys.active(op), field), ("HGET", keys.inactive(op), field))
+                lambda: answers(("HGET", keys.active(op), field), ("HGET", keys.inactive(op), field))
             )
             if now is not None:
                 return active_state(Active.parse(now))
@@ -153,6 +153,10 @@ def _opened(answer: Mapping[str, Any]) -> Any:
     raise kind(*answer["args"])
 
 
-def _raw(_op: str, field: str, _version: int) -> dict[str, Any]:
-    parsed = Field.parse(field)
-    return {"type": parsed.type, "state": shown(json.loads(parsed.state))}
+def _raw(_op: str, field: str, _version: int) -> dict[str, Any] | None:
+    """The JSON form of a stored state; ``None`` of garbage."""
+    try:
+        parsed = Field.parse(field)
+        return {"type": parsed.type, "state": shown(json.loads(parsed.state))}
+    except (ValueError, RecursionError):
+        return None

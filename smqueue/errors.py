@@ -319,15 +319,19 @@ class TornCommit(SmqueueError):
 
 
 class UpdatesLost(SmqueueError):
-    """{count} updates were trimmed before this subscriber read them; iterate on for the later ones."""
+    """{count} updates were trimmed or lost before this subscriber read them; iterate on for the later ones.
+
+    After a fail-over ``count`` is by how many the server has fewer than were read there, which may be 0; the later ones
+    then begin with the oldest that is kept, so that some are told again.
+    """
 
     fields = ("count",)
     count: int
 
 
 class HistoryRewound(SmqueueError):
-    """The history of operation {operation_id} has {length} entries, the cursor stands at {cursor}: the server lost a
-    suffix, or it is another server."""
+    """The history of operation {operation_id} has {length} entries, the cursor stands at {cursor}, and what was read
+    before it is gone or another: the server lost a suffix, or it is another server."""
 
     fields = ("operation_id", "length", "cursor")
     operation_id: str

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from smqueue.deployment import Deployment
-from smqueue.errors import HistoryRewound, UpdatesLost
+from smqueue.errors import HistoryRewound, UpdatesLost, error_text
 from smqueue.keys import Keys
 from smqueue.protocols.arming import first_entry
 from smqueue.protocols.spawn import parse_pairs
 from smqueue.queries import MachineId, moment
-from smqueue.records import Field, compact
-from smqueue.roundtrip import Steps, over, read
+from smqueue.records import Field, compact, loads
+from smqueue.roundtrip import Steps, answers, over, read
 from smqueue.states import check_operation_id
 from smqueue.turns import Listen, Look, Now, Rest, Timeout, Turns, deadline, seconds_of
+
+log = logging.getLogger("smqueue.following")
 
 PAGE = 500
 T = TypeVar("T")
@@ -103,7 +105,7 @@ class Following(ABC):
 
     def _take(self, op: str, sequence: int, line: bytes) -> None:
         update = read_entry(self._decode, op, sequence, line)
-        if self._module is None or update.module == self._module:
+        if update is not None and (self._module is None or update.module == self._module):
             self._ready.append(update)
 
 
@@ -116,20 +118,35 @@ class FollowingOne(Following):
         super().__init__(deployment, decode, module, timeout)
         self._op, self._keys = check_operation_id(op), deployment.keys(op)
         self._cursor = 0 if after is None else after + 1
+        self._last: Identity | None = None  # of the entry before the cursor, once that has been seen
 
     def begin(self) -> Turns[None]:
         """See ``Following``."""
         yield Listen((self._keys.bell(self._op),))
 
     def _read(self) -> Turns[bool]:
-        look = over(lambda: history(self._keys, self._op, self._cursor))
-        length, lines = yield Look(self._keys.shard, look)
-        if length < self._cursor and not (length == 0 and self._cursor <= 1):
-            raise HistoryRewound(self._op, length, self._cursor)
+        # From the entry before the cursor: of a history that has lost a suffix and grown again only that tells.
+        start = max(0, self._cursor - 1)
+        length, lines = yield Look(self._keys.shard, over(lambda: history(self._keys, self._op, start)))
+        if self._cursor:
+            before, lines = lines[:1], lines[1:]
+            self._see_unchanged(length, before)
         for line in lines:
             self._take(self._op, self._cursor, line)
-            self._cursor += 1
+            self._cursor, self._last = self._cursor + 1, identity(line)
         return bool(lines)
+
+    def _see_unchanged(self, length: int, before: Sequence[bytes]) -> None:
+        """Raises HistoryRewound when what was read is not there any more."""
+        found = identity(before[0]) if before else None
+        if found is None:
+            unborn = self._cursor == 1 and length == 0 and self._last is None  # ``after=0`` of what may not exist yet
+            rewound = not unborn
+        else:
+            rewound = self._last is not None and found != self._last
+        if rewound:
+            raise HistoryRewound(self._op, length, self._cursor)
+        self._last = found
 
 
 class FollowingAll(Following):
@@ -154,35 +171,73 @@ class FollowingAll(Following):
 
     def _read_shard(self, keys: Keys) -> Turns[bool]:
         cursor, count = self._cursors[keys.shard]
-        entries, trimmed = yield Look(keys.shard, over(lambda: _news(keys, cursor)))
-        if trimmed > count:
-            self._ready.append(UpdatesLost(trimmed - count))
-            self._cursors[keys.shard] = (cursor, trimmed)  # told once, also when nothing later is there
-        if not entries:
-            return False
-        self._cursors[keys.shard] = (entries[-1][0], max(count, trimmed) + len(entries))
-        for _, op, line, sequence in entries:
-            self._take(op.decode(), sequence, line)
-        return True
+        news = yield Look(keys.shard, over(lambda: _news(keys, cursor)))
+        if news.rewound or news.added < count:
+            # What was read is not there any more. Where the two part is not known: all that is kept is told.
+            self._ready.append(UpdatesLost(max(0, count - news.added)))
+            self._cursors[keys.shard] = (NOTHING, news.trimmed)
+            return True
+        if news.trimmed > count:
+            self._ready.append(UpdatesLost(news.trimmed - count))
+            self._cursors[keys.shard] = (cursor, news.trimmed)  # told once, also when nothing later is there
+            count = news.trimmed
+        for entry in news.entries:
+            count += 1
+            self._cursors[keys.shard] = (entry.id, count)
+            if entry.op is not None:
+                self._take(entry.op, entry.sequence, entry.line)
+        return bool(news.entries)
 
 
-def read_entry(decode: Decode, op: str, sequence: int, line: bytes) -> Update:
-    """One entry of a history, decoded."""
-    data = json.loads(line)
-    merged = data.get("merged")
-    return Update(
-        operation_id=op,
-        module=_module(data["to"]),
-        machine_id=MachineId(data["machine"]),
-        step=data["step"],
-        sequence=sequence,
-        state=decode(op, data["to"], data["version"]),
-        terminal=bool(data.get("terminal")),
-        at=moment(data["at"]),
-        merged_into=MachineId(merged) if merged else None,
-        cancelled=data.get("cancelled"),
-        won=data.get("won"),
-    )
+Identity = tuple[Any, ...]
+
+
+def identity(line: bytes) -> Identity:
+    """What one entry of a history differs by from all others, however it is spelled; garbage from other garbage."""
+    try:
+        data = loads(line)
+        return data["commit"], data["machine"], data["step"]
+    except (ValueError, KeyError, TypeError):
+        return (line,)
+
+
+def read_entry(decode: Decode, op: str, sequence: int, line: bytes) -> Update | None:
+    """One entry of a history, decoded; ``None`` of garbage, which holds up nobody, and ``smqueue verify`` tells of."""
+    try:
+        data = loads(line)
+        merged = data.get("merged")
+        return Update(
+            operation_id=op,
+            module=_module(data["to"]),
+            machine_id=MachineId(data["machine"]),
+            step=data["step"],
+            sequence=sequence,
+            state=_state(decode, op, data["to"], data["version"]),
+            terminal=bool(data.get("terminal")),
+            at=moment(data["at"]),
+            merged_into=MachineId(merged) if merged else None,
+            cancelled=data.get("cancelled"),
+            won=data.get("won"),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
+        log.warning("entry %d of the history of operation %s cannot be read: %s", sequence, op, error_text(error))
+        return None
+
+
+def read_entries(decode: Decode, op: str, first: int, lines: Sequence[bytes]) -> Iterator[Update]:
+    """Entries of a history from a sequence on, without garbage."""
+    for at, line in enumerate(lines, first):
+        if (update := read_entry(decode, op, at, line)) is not None:
+            yield update
+
+
+def _state(decode: Decode, op: str, field: str, version: int) -> Any:
+    """The state of an entry; ``None`` when it cannot be decoded here, also since users' code there fails."""
+    try:
+        return decode(op, field, version)
+    except Exception as error:
+        log.warning("a state of operation %s cannot be decoded: %s", op, error_text(error))
+        return None
 
 
 def _module(field: str) -> str:
@@ -196,36 +251,100 @@ def _module(field: str) -> str:
 def history(keys: Keys, op: str, cursor: int) -> Steps[tuple[int, list[bytes]]]:
     """Length and lines of a history from the cursor on; one not begun is the adding of its lone machine."""
     looks = (("LLEN", keys.history(op)), ("LRANGE", keys.history(op), cursor, cursor + PAGE - 1))
-    length, lines = yield from read([], *looks)
+    length, lines = yield from answers(*looks)
     if length or cursor:
         return length, lines
-    # Not begun, so all its machines are one: only now may the whole hash be read, in one look with the list again.
-    length, lines, pairs = yield from read([], *looks, ("HGETALL", keys.active(op)))
+    # Not begun, so all its machines are one: only now may the whole hash be read. And before the list: one that is
+    # still not begun then was not when the hash was read, so that what is not there was never added, or is lost.
+    pairs, length, lines = yield from answers(("HGETALL", keys.active(op)), *looks)
     if not length:
         lone = [(field, active) for field, active in parse_pairs(pairs) if active.lone]
         return len(lone), [compact(first_entry(field, active)).encode() for field, active in lone]
     return length, lines
 
 
+NOTHING = b"0-0"
+"""The id before all others."""
+
+
+class Entry(NamedTuple):
+    """One entry of the stream of all updates; of garbage ``op`` is ``None``."""
+
+    id: bytes
+    op: str | None
+    line: bytes
+    sequence: int = 0
+    """In its operation."""
+
+
+class News(NamedTuple):
+    """What is behind a cursor."""
+
+    entries: list[Entry]
+    added: int
+    """How many updates there have been in all."""
+    trimmed: int
+    """How many of them are not kept any more."""
+    rewound: bool
+    """The update at the cursor is not there, and was not trimmed: the server has lost it."""
+
+
 def _end(keys: Keys) -> Steps[tuple[bytes, int]]:
     """The newest update's id, and how many there have been."""
     (info,) = yield from read([], ("XINFO", "STREAM", keys.updates))
+    last, added, _ = _counts(info)
+    return last, added
+
+
+def _counts(info: Any) -> tuple[bytes, int, int]:
+    """The newest update's id, how many there have been, and how many are kept; raises what else the reply is."""
     if isinstance(info, Exception):
-        return b"0-0", 0
+        if "no such key" in str(info):
+            return NOTHING, 0, 0
+        raise info
     fields = dict(zip(info[::2], info[1::2], strict=True))
-    return fields[b"last-generated-id"], int(fields[b"entries-added"])
+    return fields[b"last-generated-id"], int(fields[b"entries-added"]), int(fields[b"length"])
 
 
-def _news(keys: Keys, cursor: bytes) -> Steps[tuple[list[tuple[bytes, bytes, bytes, int]], int]]:
-    """Updates behind a cursor, each with its sequence in its operation; and how many were trimmed in all."""
-    raw, info = yield from read(
-        [], ("XRANGE", keys.updates, b"(" + cursor, "+", "COUNT", PAGE), ("XINFO", "STREAM", keys.updates)
+def _news(keys: Keys, cursor: bytes) -> Steps[News]:
+    """Updates behind a cursor, each with its sequence in its operation."""
+    raw, oldest, info = yield from read(
+        [],
+        ("XRANGE", keys.updates, cursor, "+", "COUNT", PAGE),
+        ("XRANGE", keys.updates, "-", "+", "COUNT", 1),
+        ("XINFO", "STREAM", keys.updates),
     )
-    if isinstance(info, Exception):
-        return [], 0
-    fields = dict(zip(info[::2], info[1::2], strict=True))
-    entries = [(id, data[1], data[3]) for id, data in raw]
-    found = yield from read([], *[("LPOS", keys.history(op.decode()), line, "RANK", -1) for _, op, line in entries])
-    sequences = [at if isinstance(at, int) else 0 for at in found]  # not begun: the adding of a lone machine
-    trimmed = int(fields[b"entries-added"]) - int(fields[b"length"])
-    return [(*entry, at) for entry, at in zip(entries, sequences, strict=True)], trimmed
+    last, added, kept = _counts(info)
+    for reply in (raw, oldest):
+        if isinstance(reply, Exception):
+            raise reply
+    there = bool(raw) and raw[0][0] == cursor
+    before = bool(oldest) and _order(oldest[0][0]) <= _order(cursor)
+    rewound = _order(last) < _order(cursor) or (before and not there)
+    entries = [_entry(id, data) for id, data in raw[there:]]
+    told = [entry for entry in entries if entry.op is not None]
+    found = yield from read([], *[("LPOS", keys.history(str(one.op)), one.line, "RANK", -1) for one in told])
+    at = {entry.id: _place(reply) for entry, reply in zip(told, found, strict=True)}
+    placed = [entry._replace(sequence=at.get(entry.id, 0)) for entry in entries]
+    return News(placed, added, added - kept, rewound)
+
+
+def _order(id: bytes) -> tuple[int, int]:
+    """The id of an entry, in a form that compares."""
+    ms, _, number = id.partition(b"-")
+    return int(ms), int(number)
+
+
+def _entry(id: bytes, data: Any) -> Entry:
+    try:
+        return Entry(id, data[1].decode(), data[3])
+    except (IndexError, UnicodeDecodeError, TypeError):
+        log.warning("entry %s of the updates cannot be read", id.decode())
+        return Entry(id, None, b"")
+
+
+def _place(reply: Any) -> int:
+    """The sequence of an update; of the adding of a lone machine, whose history is not begun, 0."""
+    if isinstance(reply, Exception) and not str(reply).startswith("WRONGTYPE"):  # garbage is for ``smqueue verify``
+        raise reply
+    return reply if isinstance(reply, int) else 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import count
 from types import TracebackType
 from typing import Self, TypeVar
 
 from smqueue.deployment import Deployment
 from smqueue.drivers.switchboard import Board
 from smqueue.drivers.waiter import Waiter
-from smqueue.following import PAGE, Decode, Following, FollowingAll, FollowingOne, Update, history, read_entry
+from smqueue.following import PAGE, Decode, Following, FollowingAll, FollowingOne, Update, history, read_entries
 from smqueue.turns import Timeout, Turns
 
 T = TypeVar("T")
@@ -131,11 +132,12 @@ class Notifier:
         """What has happened in one operation so far, in order; empty when it has never been started."""
         keys = self._deployment.keys(operation_id)
         found: list[Update] = []
-        while True:
-            _, lines = self._deployment.driver.run(history(keys, operation_id, len(found)))
-            found += [read_entry(self._decode, operation_id, len(found) + at, line) for at, line in enumerate(lines)]
+        for first in count(0, PAGE):
+            _, lines = self._deployment.driver.run(history(keys, operation_id, first))
+            found += read_entries(self._decode, operation_id, first, lines)
             if len(lines) < PAGE:
-                return found
+                break
+        return found
 
     def subscribe_all(self, module: str | None = None, *, timeout: Timeout = None) -> Updates:
         """Follow all operations, from now on: what happened before is not told.

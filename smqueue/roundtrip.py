@@ -140,11 +140,18 @@ def repeat(script: str, keys: Sequence[str], args: Sequence[Arg], parse: Callabl
     return (yield from call(script, keys, args, parse))
 
 
+def answers(*commands: Command) -> Steps[list[Any]]:
+    """Look, without a WATCH; 1 round trip. The first error reply is raised."""
+    replies = yield from read([], *commands)
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
 def single(*command: Arg) -> Steps[Any]:
     """One command outside of any protocol; 1 round trip. An error reply is raised."""
-    (reply,) = yield from read([], command)
-    if isinstance(reply, Exception):
-        raise reply
+    (reply,) = yield from answers(command)
     return reply
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from smqueue.instances import Instances
 from smqueue.keys import Keys, encode
-from smqueue.roundtrip import Steps, call, read
+from smqueue.roundtrip import Steps, answers, call
 from smqueue.standing import version_of
 from smqueue.states import State
 
@@ -18,7 +18,7 @@ LOOK_AGAIN_MS = 5_000
 
 def has_finished(keys: Keys, op: str) -> Steps[bool]:
     """Whether an operation has had states and none is active; 1 round trip."""
-    active, inactive = yield from read([], ("EXISTS", keys.active(op)), ("EXISTS", keys.inactive(op)))
+    active, inactive = yield from answers(("EXISTS", keys.active(op)), ("EXISTS", keys.inactive(op)))
     return not active and bool(inactive)
 
 
@@ -33,7 +33,7 @@ def has_reached(keys: Keys, instances: Instances, op: str, classes: Collection[t
     for key in (keys.active(op), keys.inactive(op)):
         cursor: Any = 0
         while True:
-            ((cursor, flat),) = yield from read([], ("HSCAN", key, cursor, "COUNT", PAGE))
+            ((cursor, flat),) = yield from answers(("HSCAN", key, cursor, "COUNT", PAGE))
             for raw, value in zip(flat[::2], flat[1::2], strict=True):
                 field = raw.decode()
                 if any(field.startswith(prefix) for prefix in wanted):

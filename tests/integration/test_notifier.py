@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from smqueue import Module, State, Transaction, Update, after
+from smqueue import Client, Executor, Module, State, StoreRefused, Transaction, Update, after
 from smqueue.drivers.doorbell import Doorbell
+from smqueue.embedded import EmbeddedServer
 from smqueue.errors import HistoryRewound, StoreUnavailable, UpdatesLost
 from smqueue.following import FollowingOne
+from smqueue.records import Active
 from smqueue.roundtrip import LostReply
 from smqueue.turns import Turns
 from tests.inprocess import Local, Play
@@ -306,6 +310,109 @@ def test_a_history_that_has_shrunk_is_reported(local: Local) -> None:
     assert (caught.value.operation_id, caught.value.length, caught.value.cursor) == ("op", 1, 3)
 
 
+@pytest.mark.parametrize("after_it", [None, 1])
+def test_a_history_that_was_replaced_is_reported(local: Local, after_it: int | None) -> None:
+    """After a fail-over that has lost a suffix and gained as many or more entries the length tells nothing: that what
+    was read last is another entry now is reported, also to who has begun behind a sequence. (semantics 36)"""
+    local.add("op", Counting(0))
+    go(local, "op", "on", "on")
+    history = local.keys().history("op")
+    with local.executor.notifier.subscribe("op", after=after_it, timeout=0.2) as updates:
+        assert len([next(updates) for _ in range(3 if after_it is None else 1)]) == (3 if after_it is None else 1)
+        last = json.loads(local.redis.rpop(history))
+        local.redis.rpush(history, json.dumps({**last, "commit": "another"}), json.dumps({**last, "commit": "later"}))
+        with pytest.raises(HistoryRewound) as caught:
+            next(updates)
+    assert (caught.value.operation_id, caught.value.length, caught.value.cursor) == ("op", 4, 3)
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_lone_machine_that_was_added_anew_is_reported(local: Local, anew: bool) -> None:
+    """The adding of a lone machine that a fail-over has lost is reported, also when it was added once more, under
+    another id, while nobody was looking. (semantics 36)"""
+    local.add("op", Counting(0))
+    active = local.keys().active("op")
+    with local.executor.notifier.subscribe("op", timeout=0.2) as updates:
+        next(updates)
+        ((field, raw),) = local.redis.hgetall(active).items()
+        local.redis.delete(active)
+        if anew:
+            local.redis.hset(active, field, Active.parse(raw)._replace(machine="another", made="another").dump())
+        with pytest.raises(HistoryRewound) as caught:
+            next(updates)
+    assert (caught.value.length, caught.value.cursor) == (int(anew), 1)
+
+
+def test_another_spelling_is_the_same_history(local: Local) -> None:
+    """What was read is known by what it says, not by its bytes: other code may write them otherwise."""
+    local.add("op", Counting(0))
+    go(local, "op")
+    history = local.keys().history("op")
+    with local.executor.notifier.subscribe("op", timeout=0.05) as updates:
+        assert len([next(updates) for _ in range(2)]) == 2
+        local.redis.lset(history, -1, json.dumps({**json.loads(local.redis.lindex(history, -1)), "new": 1}, indent=1))
+        assert list(updates) == []
+
+
+GARBAGE = [b"not json", b"[]", b"{}", b'{"to":"told Counting {}","machine":"m","step":1,"version":1,"at":1e300}', b"1"]
+
+
+@pytest.mark.parametrize("client", [False, True], ids=["executor", "Client"])
+def test_garbage_in_a_history_holds_up_nobody(local: Local, client: bool) -> None:
+    """What is no entry is passed over, and keeps its sequence; a state that is none is told as ``None``.
+    (semantics 32, 36)"""
+    local.add("op", Counting(0))
+    go(local, "op")
+    history = local.keys().history("op")
+    last = json.loads(local.redis.lindex(history, -1))
+    local.redis.rpush(history, *GARBAGE)
+    for to in ("told Counting {", "told Counting {}", "told"):
+        local.redis.rpush(history, json.dumps({**last, "to": to}))
+    with Client(local.settings.url, local.namespace) as made:
+        notifier: Any = made if client else local.executor.notifier
+        with notifier.subscribe("op", timeout=0.05) as updates:
+            seen = list(updates)
+    assert [update.sequence for update in seen] == [0, 1, 7, 8, 9]
+    nothing = {"type": "Counting", "state": {}} if client else None
+    assert [update.state for update in seen[2:]] == [None, nothing, None]
+    if not client:
+        assert local.history("op") == seen
+
+
+Refusable = Callable[[Executor], object]
+OPERATION: Refusable = lambda executor: executor.await_operation("op", 0.2)  # noqa: E731
+ONE: Refusable = lambda executor: list(executor.notifier.subscribe("op", timeout=0.2))  # noqa: E731
+ALL: Refusable = lambda executor: list(executor.notifier.subscribe_all(timeout=0.2))  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("command", "ask"),
+    [
+        ("exists", OPERATION), ("llen", ONE), ("lrange", ONE), ("hgetall", ONE), ("xinfo", ALL), ("xrange", ALL),
+    ],
+)  # fmt: skip
+def test_what_a_user_may_not_is_an_error(local: Local, server: EmbeddedServer, command: str, ask: Refusable) -> None:
+    """Who may not look is told so, with the command, instead of being left to wait or to guess."""
+    name = local.namespace
+    local.add("op", Counting(0))
+    rules = ("on", ">pw", "allkeys", "allchannels", "+@all", f"-{command}")
+    local.redis.execute_command("ACL", "SETUSER", name, *rules)
+    try:
+        url = f"unix://{name}:pw@{server.socket_path}?db=0"
+        with pytest.raises(StoreRefused) as caught:
+            ask(Local(url, name, local.modules).executor)
+        assert command in str(caught.value)
+    finally:
+        local.redis.execute_command("ACL", "DELUSER", name)
+
+
+def test_a_key_of_the_wrong_type_is_an_error(local: Local) -> None:
+    """It is told as what Redis says of it."""
+    local.redis.set(local.keys().history("op"), "x")
+    with pytest.raises(StoreRefused, match="WRONGTYPE"):
+        ONE(local.executor)
+
+
 def test_the_module_filter(local: Local) -> None:
     """With ``module`` a subscriber is told of that instance only; sequences stay those of the operation. (semantics
     38)"""
@@ -386,6 +493,43 @@ def test_losing_everything_is_told_once(local: Local) -> None:
     with local.executor.notifier.subscribe_all(timeout=5) as updates:
         local.add("c", Counting(0))
         assert next(updates).operation_id == "c"
+
+
+@pytest.mark.parametrize("lost", ["fewer", "as many", "all", "all, none since"])
+def test_a_suffix_of_all_updates_that_was_lost_is_told(local: Local, lost: str) -> None:
+    """When a fail-over has lost updates that were read, that is told once, however many have come since, and what is
+    kept follows from its beginning: nothing that happened there is passed over. (semantics 37)"""
+    stream = local.keys().updates
+    with local.executor.notifier.subscribe_all(timeout=0.2) as updates:
+        local.add("before", Counting(0))
+        local.add("gone", *[Counting(n) for n in range(3)])
+        assert len([next(updates) for _ in range(4)]) == 4
+        (first, *suffix) = local.redis.xrange(stream)
+        rest = [first[1]] if lost in {"fewer", "as many"} else []
+        since = (
+            [entry for _, entry in suffix] if lost == "as many" else [suffix[0][1]] if lost != "all, none since" else []
+        )
+        local.redis.delete(stream)
+        for at, entry in enumerate([*rest, *since]):
+            local.redis.xadd(
+                stream, entry, id=first[0] if rest and not at else f"{int(first[0].split(b'-')[0]) + 1000}-{at}"
+            )
+        with pytest.raises(UpdatesLost) as caught:
+            next(updates)
+        told = list(updates)
+    assert caught.value.count == 4 - len(rest) - len(since)
+    assert [update.operation_id for update in told] == ["before"] * len(rest) + ["gone"] * len(since)
+
+
+def test_garbage_among_all_updates_holds_up_nobody(local: Local) -> None:
+    """What is no update is passed over, and what follows on its page is told. (semantics 32, 37)"""
+    with local.executor.notifier.subscribe_all(timeout=0.2) as updates:
+        for pairs in ({"x": "y"}, {"op": b"\xff", "entry": "{}"}, {"op": "op", "entry": "no"}):
+            local.redis.xadd(local.keys().updates, pairs)
+        local.redis.set(local.keys().history("odd"), "x")
+        local.redis.xadd(local.keys().updates, {"op": "odd", "entry": "no"})
+        local.add("op", Counting(0))
+        assert counts(list(updates)) == [(0, 1, Counting(0))]
 
 
 def test_a_fast_subscriber_loses_nothing(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
