@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
-from redis.exceptions import AskError, NoScriptError, RedisError
+from redis.exceptions import AskError, NoScriptError, ReadOnlyError, RedisError
 
 from smqueue.drivers.circuit import Circuit
 from smqueue.drivers.cluster import slot_of
@@ -112,6 +112,12 @@ class Blocking:
             except LOST as error:
                 line.disconnect()
                 return _lost(error)
+            except ReadOnlyError as error:  # a replica by now; also what was under way was not applied, if it was one
+                if line.renewed:  # so it is no old connection, but where the URL leads to
+                    return translated(self.url, error)
+                line.renew()
+                if watching or isinstance(request, Calls) or self.durability == "replica":
+                    return _lost(error)
             except ELSEWHERE as error:  # certainly not applied, if it was one request
                 line.astray()
                 if isinstance(request, Calls):

@@ -47,7 +47,7 @@ LOST = (RedisConnectionError, RedisTimeoutError, OSError)
 ELSEWHERE = (AskError, TryAgainError, ClusterDownError)
 """What a node of a cluster says that cannot serve a request now, a MOVED among them: certainly it was not applied."""
 
-RAISED = (RedisConnectionError, *ELSEWHERE)
+RAISED = (RedisConnectionError, *ELSEWHERE, ReadOnlyError)
 """Error replies that are no answer to a command."""
 
 pack, _Reader = cast("Any", hiredis).pack_command, cast("Any", hiredis).Reader
@@ -125,7 +125,7 @@ def exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
     """Send commands in one write, and read a reply for each; an error reply is a value.
 
     Raises:
-        redis.RedisError: One of ``LOST``, or one of ``ELSEWHERE`` when any of the replies was that.
+        redis.RedisError: One of ``LOST``, or one of ``ELSEWHERE`` or ReadOnlyError when any of the replies was that.
     """
     # Not over redis-py's parser, which takes 3 µs for each reply, a MULTI's QUEUED too. All replies are read, so that
     # nothing is left over between two exchanges, and either may go first.
@@ -136,7 +136,7 @@ def exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
     errors, replies = list[Exception](), list[Any]()
 
     def refused(text: str) -> Exception:
-        errors.append(BaseParser.parse_error(text))
+        errors.append(_reply_error(text))
         return errors[-1]
 
     reader = _Reader(protocolError=InvalidResponse, replyError=refused)
@@ -150,6 +150,13 @@ def exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
         if isinstance(error, RAISED):
             raise error
     return replies
+
+
+def _reply_error(text: str) -> Exception:
+    """An error reply as redis-py has it; what a server says that has just become a replica, always as READONLY."""
+    if text.startswith("UNBLOCKED") or (text.startswith("EXECABORT") and "READONLY" in text):
+        return ReadOnlyError(text)
+    return BaseParser.parse_error(text)
 
 
 def shown(url: str) -> str:

@@ -32,6 +32,8 @@ class Line:
         """Whether Redis holds a WATCH for it: then no other connection will do."""
         self.key: str | bytes | None = None
         """The first key that it was asked for."""
+        self.renewed = False
+        """Whether its connection is a new one because the one before was to a server that takes no writes."""
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +87,15 @@ class Line:
         """This server does not serve the keys now."""
         self._nodes.look_again()
         self.leave()
+
+    def renew(self) -> None:
+        """This server takes no writes any more: the name that it was found by may belong to another one by now."""
+        node = self._node
+        self.disconnect()
+        self.leave()
+        if node is not None:
+            node.renew()
+        self.renewed = True
 
     def leave(self) -> None:
         """Give the connection back; the next request finds its way anew."""

@@ -44,6 +44,11 @@ class Node:
         """A connection that is no part of the pool; not connected yet, and to be disconnected by the caller."""
         return self.pool.connection_class(**self.pool.connection_kwargs)
 
+    def renew(self) -> None:
+        """Every connection from here on is a new one; what is in use is not taken back."""
+        self.pool.disconnect(inuse_connections=False)
+        self.pool.reset()
+
     def _connect(self) -> Any:
         try:
             connection: Any = self.pool.get_connection()
