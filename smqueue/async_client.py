@@ -86,8 +86,10 @@ class AsyncClient(_OnLoops):
 
         Who still waits gets ClientClosed, and so do later calls.
         """
-        await super().aclose()
-        self._deployment.close()
+        try:
+            await super().aclose()
+        finally:
+            self._deployment.close()
 
     async def add(
         self, machines: Iterable[Mapping[str, Json]], exist_ok: bool = False, *, timeout: Timeout = ANSWER_S

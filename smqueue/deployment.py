@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Deployment:
         driver: Callable[[Settings], Driver] = lambda settings: Blocking(settings.url, settings.durability),
     ) -> None:
         self._settings_of, self._driver_of = settings, driver
-        self._lock = threading.Lock()
+        self._connecting: dict[int, threading.Lock] = {}  # by process: one that is held at a fork stays held
         self._read: Settings | None = None
         self._made: Driver | None = None
         self._opened: Driver | None = None
@@ -64,7 +65,7 @@ class Deployment:
             WrongShardCount: The namespace was made with another number of shards.
         """
         if (opened := self._opened) is None:
-            with self._lock:
+            with self._connecting.setdefault(os.getpid(), threading.Lock()):
                 if (opened := self._opened) is None:
                     settings = self.settings
                     self._made = opened = self._made or self._driver_of(settings)  # it knows that nobody has answered

@@ -7,7 +7,10 @@ The docstring of a class is the sentence that users see, with its fields filled 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import copy
+from typing import Any, ClassVar, TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 
 class SmqueueError(Exception):
@@ -39,6 +42,16 @@ def error_text(error: BaseException) -> str:
         message = f"(its text cannot be made: {type(problem).__name__})"
     text = f"{type(error).__name__}: {message}"
     return text[:ERROR_LIMIT].encode("utf-8", "backslashreplace").decode()
+
+
+def fresh(error: E) -> E:
+    """The same error for one more to raise: one object, raised by all who wait, would gather the frames of them all."""
+    try:
+        again = copy.copy(error)
+    except Exception:  # of a library, and made in a way of its own
+        return error
+    again.__cause__ = error.__cause__
+    return again
 
 
 # --- definitions -----------------------------------------------------------------------------------------------------

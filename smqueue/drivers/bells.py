@@ -25,7 +25,7 @@ from redis.exceptions import RedisError, ResponseError
 from smqueue.drivers.blocking import Blocking
 from smqueue.drivers.connect import ELSEWHERE, LOST, pack, translated
 from smqueue.drivers.nodes import Node, Nodes
-from smqueue.errors import SmqueueError, StoreUnavailable
+from smqueue.errors import SmqueueError, StoreUnavailable, fresh
 
 log = logging.getLogger("smqueue.bells")
 
@@ -62,7 +62,7 @@ class Ear:
                 await self._rung.wait()
         self._rung.clear()
         if self.error is not None:
-            raise self.error
+            raise fresh(self.error)
 
 
 class Bells:
@@ -128,6 +128,12 @@ class Wire:
     def silent_s(self) -> float:
         """When it has said nothing for too long."""
         return self.heard_s + SILENCE_S * (1 + self.probed)
+
+    def left(self, channel: str) -> None:
+        """One SUNSUBSCRIBE of it was answered."""
+        self.leaving[channel] -= 1
+        if not self.leaving[channel]:
+            del self.leaving[channel]  # the channel of an answer never comes again
 
     def send(self, command: bytes, channels: Sequence[str]) -> None:
         """One command for each channel, for they may be in several slots; in one write."""
@@ -300,14 +306,14 @@ class Exchange:
         if kind != b"smessage":
             wire.asked.popleft()
             if kind == b"sunsubscribe":
-                wire.leaving[channel] -= 1
+                wire.left(channel)
             elif self._at.get(channel) is wire:
                 wire.confirmed.add(channel)
         self._rung |= self._ears.get(channel, set())
 
     def _refused(self, wire: Wire, command: bytes, channel: str, error: Exception) -> None:
         if command == b"SUNSUBSCRIBE":
-            wire.leaving[channel] -= 1
+            wire.left(channel)
             return
         self._forget(wire, channel)
         if isinstance(error, ELSEWHERE):

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from smqueue.drivers.connect import shown, translated
 from smqueue.drivers.driver import Driver
 from smqueue.drivers.group import group
-from smqueue.errors import SmqueueError, StoreUnavailable
+from smqueue.errors import SmqueueError, StoreUnavailable, fresh
 from smqueue.roundtrip import LostReply, Run, Steps
 
 T = TypeVar("T")
@@ -126,8 +126,13 @@ def _run(some: Sequence[Asked], driver_of: Callable[[], Driver]) -> None:
     except Exception as error:
         ended = [error] * len(some)
     told: dict[asyncio.AbstractEventLoop, list[tuple[Asked, Outcome | Exception]]] = {}
+    raised = set[int]()
     for asked, run in zip(some, ended, strict=True):
-        told.setdefault(asked.loop, []).append((asked, _outcome(asked, run, url)))
+        outcome = _outcome(asked, run, url)
+        if isinstance(outcome, Exception):
+            outcome = fresh(outcome) if id(outcome) in raised else outcome
+            raised.add(id(outcome))
+        told.setdefault(asked.loop, []).append((asked, outcome))
     for loop, answers in told.items():
         with suppress(RuntimeError):  # it was closed meanwhile
             loop.call_soon_threadsafe(_tell, answers)

@@ -27,6 +27,7 @@ from smqueue import (
     StoreUnavailable,
     Transaction,
 )
+from smqueue.deployment import Deployment, Settings
 from smqueue.drivers.bells import Exchange
 from smqueue.embedded import EmbeddedServer
 from smqueue.producer import SignalFor
@@ -306,6 +307,85 @@ def test_closing_tells_who_still_waits(local: Local) -> None:
     threads_end()
 
 
+@pytest.mark.parametrize("how", ["a timeout", "the loop is gone"])
+def test_closing_that_is_given_up(local: Local, caplog: pytest.LogCaptureFixture, how: str) -> None:
+    """An ``aclose`` that is cancelled leaves the client closed and its threads ending; closed again, also from another
+    loop, it waits for them and leaves no connection, and no thread complains."""
+    local.add("op", Here(1))
+    held, ended = threading.Event(), threading.Event()
+
+    def hold(_: RoundTrip) -> None:
+        held.set()
+        assert ended.wait(WAIT_S)
+
+    client = AsyncClient(named(local), local.namespace)
+
+    async def main() -> None:
+        with pytest.raises(AwaitTimeout):
+            await client.await_operation("op", 0.01)
+        driver: Any = client._deployment.driver  # pyright: ignore[reportPrivateUsage]
+        trip = driver._trip
+        driver._trip = lambda line, request: (hold(request), trip(line, request))[1]
+        asked = asyncio.create_task(client.await_operation("op"))
+        await until(held.is_set, "it to ask")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await client.aclose()
+        if how == "a timeout":
+            ended.set()
+            await client.aclose()
+        asked.cancel()
+
+    bounded(main())
+    ended.set()
+    threads_end()
+    bounded(client.aclose())
+    wait_until(lambda: connections(local) == 0, "its connections to be closed")
+    assert not caplog.records
+
+
+def test_an_error_of_many_is_one_for_each(local: Local) -> None:
+    """Each of many that fail together, in what they ask for or listen to, gets an error of its own: no traceback grows
+    with their number."""
+    name = local.namespace
+    local.redis.execute_command("ACL", "SETUSER", name, "on", ">pw", "allkeys", "+@all", "-ssubscribe")
+    refused = AsyncClient(local.settings.url.replace("unix://", f"unix://{name}:pw@"), name)
+    away = AsyncClient("unix:///tmp/no-such-smqueue.sock", name)
+
+    async def main() -> None:
+        for client in (refused, away):
+            waits = [client.await_operation("op") for _ in range(30)]
+            errors = await asyncio.gather(*waits, return_exceptions=True)
+            assert {type(one) for one in errors} == {StoreRefused if client is refused else StoreUnavailable}
+            assert len({id(one) for one in errors}) == 30
+            assert all(one.args for one in errors if isinstance(one, Exception))
+            await client.aclose()
+
+    try:
+        bounded(main())
+    finally:
+        local.redis.execute_command("ACL", "DELUSER", name)
+
+
+def test_what_was_listened_to_is_forgotten(local: Local) -> None:
+    """However many answers are waited for, nothing is kept of the channels that they came by."""
+    wires: list[Any] = []
+
+    async def main() -> None:
+        async with AsyncClient(local.settings.url, local.namespace) as client:
+            with Answering(local):
+                for n in range(20):
+                    await client.add([here(f"op{n}")])
+            await until(lambda: listened(local) == 0, "all to be unsubscribed")
+            exchange: Any = client._board._bells._exchange  # type: ignore[attr-defined]
+            wires.extend(exchange._wires.values())
+            await until(lambda: not wires[0].asked, "the last to be confirmed")
+            assert not wires[0].leaving
+
+    bounded(main())
+    assert len(wires) == 1
+
+
 def test_one_client_for_several_loops(local: Local) -> None:
     """A client may be made outside of any loop, and used by one after the other, and by two at a time."""
     client = local.executor.async_client()
@@ -533,6 +613,43 @@ def test_a_client_is_used_in_a_forked_process(local: Local) -> None:
     assert asyncio.run(client.signal("op", word, "heard")) is Delivery.DELIVERED
     asyncio.run(client.aclose())
     threads_end()
+
+
+def test_a_fork_while_another_thread_connects() -> None:
+    """A process that is forked while a thread makes the first connection makes its own, and does not wait for one that
+    will never be made there."""
+    parent, connecting, goes_on = os.getpid(), threading.Event(), threading.Event()
+
+    def driver(_: Settings) -> Any:
+        if os.getpid() == parent:
+            connecting.set()
+            assert goes_on.wait(WAIT_S)
+        raise StoreUnavailable("here", "no answer")
+
+    deployment = Deployment(lambda: Settings("redis://here"), driver)
+    errors: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            _ = deployment.driver
+        except StoreUnavailable as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    assert connecting.wait(WAIT_S)
+    child = os.fork()
+    if not child:
+        try:
+            signal.alarm(30)
+            errors.clear()
+            connect()
+        finally:
+            os._exit(len(errors) - 1)
+    goes_on.set()
+    thread.join(WAIT_S)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(errors) == 1
 
 
 def test_clients_that_were_forgotten_end(local: Local) -> None:
