@@ -115,7 +115,7 @@ class Asking:
 
     def _ask(self, keys: Keys, data: Mapping[str, Json], timeout: Timeout, trace: str) -> Turns[Json]:
         """Leave a request, with the header of its span, and wait for the answer."""
-        request_id = new_id()
+        seconds, request_id = seconds_of(timeout), new_id()
         try:
             size = len(json.dumps(data, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
@@ -128,21 +128,30 @@ class Asking:
             body["sealed"] = self._secrets.whole(body.pop(secret), request_id)
         if trace:
             body["trace"] = trace
-        yield Look(keys.shard, requests.ask(keys, {"id": request_id, **body}))
-        seconds, reply = seconds_of(timeout), keys.reply(request_id)
-        until_s = yield from deadline(seconds)
-        if (answer := (yield Take(keys.shard, reply, until_s))) is None:
+        until_s, reply = (yield from deadline(seconds)), keys.reply(request_id)
+        try:
+            yield Look(keys.shard, requests.ask(keys, {"id": request_id, **body}), until_s)
+            answer = yield Take(keys.shard, reply, until_s)
+        except TimeoutError:
+            answer = None
+        if answer is None:
             raise AwaitTimeout("the answer of a worker", seconds)
-        with suppress(StoreUnavailable):  # then it expires
-            yield Look(keys.shard, single("DEL", reply))
+        with suppress(StoreUnavailable, TimeoutError):  # then it expires
+            yield Look(keys.shard, single("DEL", reply), until_s)
         return _opened(json.loads(answer))
 
     def _place(self, machine: Machine) -> tuple[Keys, str, str]:
+        if not isinstance(machine, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput("machine", f"expected an object, got {type(machine).__name__}")
         for name in ("operation_id", "module", "type", "state"):
             if name not in machine:
                 raise InvalidInput(name, "missing")
         op = check_operation_id(machine["operation_id"])
-        field = f"{encode(machine['module'])} {encode(machine['type'])} {canonical(machine['state'])}"
+        module, type_name = check_name("module", machine["module"]), check_name("type", machine["type"])
+        try:
+            field = f"{encode(module)} {encode(type_name)} {canonical(machine['state'])}"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidInput("state", f"not JSON: {error}") from None
         return self._deployment.keys(op), op, field
 
 

@@ -64,6 +64,8 @@ class AsyncClient(_OnLoops):
     travels together, over a few connections and threads of the client's own, however many wait. Nothing connects
     before the first call, and no call holds up a loop.
 
+    A ``timeout`` holds also with a server that hangs; but a look is waited for a second, however short it is.
+
     A task that is cancelled leaves nothing behind but what it has asked for already: as after a lost answer it is not
     known whether a worker will do that, and with ``id`` a signal may be sent again.
 

@@ -28,6 +28,10 @@ class Client:
     ``AsyncClient`` is the same for event loops. Nothing connects before the first call. Every call raises
     StoreUnavailable or StoreRefused when Redis does not answer or refuses.
 
+    A ``timeout`` is how long is waited for what was asked for. A request to Redis that is under way then is waited for
+    all the same: with a server that hangs a call may take longer, by the socket's timeouts of 5 s for connecting and
+    5 s for an answer, which the URL may set (``?socket_timeout=3``).
+
     Args:
         url: Of the Redis or Valkey that holds the state.
         namespace: As the workers' executor has it.

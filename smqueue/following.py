@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 from smqueue.deployment import Deployment
-from smqueue.errors import HistoryRewound, UpdatesLost, error_text
+from smqueue.errors import HistoryRewound, InvalidInput, UpdatesLost, error_text
 from smqueue.keys import Keys
 from smqueue.protocols.arming import first_entry
 from smqueue.protocols.spawn import parse_pairs
@@ -24,6 +25,8 @@ from smqueue.turns import Listen, Look, Now, Rest, Timeout, Turns, deadline, sec
 log = logging.getLogger("smqueue.following")
 
 PAGE = 500
+LAST = 10**18
+"""No history is as long."""
 T = TypeVar("T")
 Decode = Callable[[str, str, int], Any]
 """Operation, stored field and version → the state, or ``None`` when it cannot be decoded here."""
@@ -74,6 +77,9 @@ class Following(ABC):
     def __init__(self, deployment: Deployment, decode: Decode, module: str | None, timeout: Timeout) -> None:
         self._deployment, self._decode, self._module, self._timeout_s = deployment, decode, module, seconds_of(timeout)
         self._ready: deque[Update | UpdatesLost] = deque()
+        self._until_s = math.inf
+        self.closed = False
+        """Whether it has ended; set by others too, also while its turns are taken."""
 
     @abstractmethod
     def begin(self) -> Turns[None]:
@@ -84,24 +90,35 @@ class Following(ABC):
         """Read on; whether there was anything."""
 
     def next(self) -> Turns[Update | None]:
-        """The next update; ``None`` at the end.
+        """The next update; ``None`` at the end, and ever after.
 
         Raises:
-            HistoryRewound: The history is shorter than what was read of it.
+            HistoryRewound: What was read of the history is not there any more.
             UpdatesLost: So many were lost; going on goes on with the later ones.
         """
-        if not self._ready:
-            until_s = yield from deadline(self._timeout_s)
-            while not self._ready:
-                if (yield from self._read()):
-                    continue
-                if (yield Now()) >= until_s:
-                    return None
-                yield Rest(until_s)
+        try:
+            yield from self._more()
+        except TimeoutError:
+            self.closed = True  # no look was answered in time
+        if self.closed:
+            return None
         found = self._ready.popleft()
         if isinstance(found, UpdatesLost):
             raise found
         return found
+
+    def _more(self) -> Turns[None]:
+        """Read on until there is an update, or it is over."""
+        if self.closed or self._ready:
+            return
+        self._until_s = yield from deadline(self._timeout_s)
+        while not self._ready and not self.closed:
+            if (yield from self._read()):
+                continue
+            if self.closed or (yield Now()) >= self._until_s:
+                self.closed = True
+            else:
+                yield Rest(self._until_s)
 
     def _take(self, op: str, sequence: int, line: bytes) -> None:
         update = read_entry(self._decode, op, sequence, line)
@@ -117,6 +134,7 @@ class FollowingOne(Following):
     ) -> None:
         super().__init__(deployment, decode, module, timeout)
         self._op, self._keys = check_operation_id(op), deployment.keys(op)
+        _check_sequence(after)
         self._cursor = 0 if after is None else after + 1
         self._last: Identity | None = None  # of the entry before the cursor, once that has been seen
 
@@ -127,7 +145,8 @@ class FollowingOne(Following):
     def _read(self) -> Turns[bool]:
         # From the entry before the cursor: of a history that has lost a suffix and grown again only that tells.
         start = max(0, self._cursor - 1)
-        length, lines = yield Look(self._keys.shard, over(lambda: history(self._keys, self._op, start)))
+        look = over(lambda: history(self._keys, self._op, start))
+        length, lines = yield Look(self._keys.shard, look, self._until_s)
         if self._cursor:
             before, lines = lines[:1], lines[1:]
             self._see_unchanged(length, before)
@@ -171,7 +190,7 @@ class FollowingAll(Following):
 
     def _read_shard(self, keys: Keys) -> Turns[bool]:
         cursor, count = self._cursors[keys.shard]
-        news = yield Look(keys.shard, over(lambda: _news(keys, cursor)))
+        news = yield Look(keys.shard, over(lambda: _news(keys, cursor)), self._until_s)
         if news.rewound or news.added < count:
             # What was read is not there any more. Where the two part is not known: all that is kept is told.
             self._ready.append(UpdatesLost(max(0, count - news.added)))
@@ -187,6 +206,14 @@ class FollowingAll(Following):
             if entry.op is not None:
                 self._take(entry.op, entry.sequence, entry.line)
         return bool(news.entries)
+
+
+def _check_sequence(after: object) -> None:
+    """Raises InvalidInput."""
+    if after is None or (isinstance(after, int) and not isinstance(after, bool) and 0 <= after < LAST):
+        return
+    problem = str(after) if isinstance(after, int) else type(after).__name__
+    raise InvalidInput("after", f"expected a sequence, which is a whole number from 0, got {problem[:50]}")
 
 
 Identity = tuple[Any, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import count
 from types import TracebackType
 from typing import Self, TypeVar
@@ -27,6 +28,7 @@ class Updates:
 
     def __init__(self, following: Following, deployment: Deployment) -> None:
         self._following, self._waiter = following, Waiter(lambda: deployment.driver)
+        self._taking = threading.Lock()
         self._waiter.run(following.begin())
 
     def __iter__(self) -> Self:
@@ -41,14 +43,29 @@ class Updates:
         self.close()
 
     def close(self) -> None:
-        """End the subscription."""
-        self._waiter.close()
+        """End the subscription, from any thread: an iteration under way ends soon, at once unless Redis is away."""
+        self._following.closed = True
+        self._waiter.ring()
+        self._hang_up()
 
     def __next__(self) -> Update:
-        if (update := self._waiter.run(self._following.next())) is None:
-            self.close()
+        try:
+            with self._taking:
+                update = self._waiter.run(self._following.next())
+        finally:
+            if self._following.closed:
+                self._hang_up()
+        if update is None:
             raise StopIteration
         return update
+
+    def _hang_up(self) -> None:
+        """Whoever iterates does it at the end: the connection is not taken away from under a thread that reads."""
+        if self._taking.acquire(blocking=False):
+            try:
+                self._waiter.close()
+            finally:
+                self._taking.release()
 
 
 class AsyncUpdates:
@@ -79,7 +96,8 @@ class AsyncUpdates:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End the subscription."""
+        """End the subscription; a task that iterates is told the end."""
+        self._following.closed = True
         self._caller.close()
 
     async def __anext__(self) -> Update:
@@ -90,7 +108,7 @@ class AsyncUpdates:
         return update
 
     async def _begin(self) -> None:
-        if not self._begun:
+        if not self._begun and not self._following.closed:
             await self._run(self._following.begin())
             self._begun = True
 
@@ -117,13 +135,15 @@ class Notifier:
             operation_id: May not exist yet.
             module: Only of this module instance.
             after: Resume behind this sequence.
-            timeout: End when nothing has come for this long; for ever unless given.
+            timeout: End when nothing has come for this long; for ever unless given. A server that hangs may hold that
+                up by the socket's timeouts, 5 s for connecting and 5 s for an answer.
 
         Returns:
             An iterator, and a context manager that closes its connection.
 
         Raises:
-            HistoryRewound: From the iterator: the history is shorter than what was read of it.
+            InvalidInput: ``after`` is no sequence, or ``timeout`` no time.
+            HistoryRewound: From the iterator: what was read of the history is not there any more.
         """
         following = FollowingOne(self._deployment, self._decode, operation_id, module, after, timeout)
         return Updates(following, self._deployment)
@@ -146,12 +166,13 @@ class Notifier:
 
         Args:
             module: Only of this module instance.
-            timeout: End when nothing has come for this long; for ever unless given.
+            timeout: As for ``subscribe``.
 
         Returns:
             An iterator, and a context manager that closes its connection.
 
         Raises:
+            InvalidInput: ``timeout`` is no time.
             UpdatesLost: From the iterator, with their number; iterating on goes on with the later ones.
         """
         return Updates(FollowingAll(self._deployment, self._decode, module, timeout), self._deployment)

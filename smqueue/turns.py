@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar, cast
 
-from smqueue.errors import AwaitTimeout
+from smqueue.errors import AwaitTimeout, InvalidInput
 from smqueue.roundtrip import Run, Steps
 
 T = TypeVar("T")
@@ -19,10 +19,18 @@ Timeout = timedelta | float | None
 
 
 class Look(NamedTuple):
-    """Run a protocol in a shard. Reply: its result; what it raised is thrown."""
+    """Run a protocol in a shard. Reply: its result; what it raised is thrown.
+
+    Attributes:
+        shard: Whose server is asked.
+        steps: The protocol.
+        until_s: On an event loop it is waited for until then, and a moment at least; then TimeoutError is thrown. A
+            thread cannot leave a request that it has sent: there the socket's timeout counts.
+    """
 
     shard: int
     steps: Steps[Any]
+    until_s: float = math.inf
 
 
 class Listen(NamedTuple):
@@ -66,8 +74,18 @@ class Course(Run[T]):
 
 
 def seconds_of(timeout: Timeout) -> float | None:
-    """A timeout in seconds; ``None``: for ever."""
-    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    """A timeout in seconds; ``None``: for ever.
+
+    Raises:
+        InvalidInput: It is neither seconds nor a timedelta.
+    """
+    if timeout is None or isinstance(timeout, timedelta):
+        return None if timeout is None else timeout.total_seconds()
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidInput("timeout", f"expected seconds or a timedelta, got {type(timeout).__name__}")
+    if math.isnan(timeout):
+        raise InvalidInput("timeout", "expected seconds, got NaN")
+    return timeout
 
 
 def deadline(seconds: float | None) -> Turns[float]:
@@ -83,12 +101,15 @@ def await_look(
     Raises:
         AwaitTimeout: ``look`` was in vain for so long.
     """
-    if (found := (yield Look(shard, look()))) is not None:
-        return found
-    yield Listen((bell,))
     until_s = yield from deadline(seconds)
-    while (found := (yield Look(shard, look()))) is None:
-        if (yield Now()) >= until_s:
-            raise AwaitTimeout(what, seconds)
-        yield Rest(until_s)
+    try:
+        if (found := (yield Look(shard, look(), until_s))) is not None:
+            return found
+        yield Listen((bell,))
+        while (found := (yield Look(shard, look(), until_s))) is None:
+            if (yield Now()) >= until_s:
+                raise AwaitTimeout(what, seconds)
+            yield Rest(until_s)
+    except TimeoutError:
+        raise AwaitTimeout(what, seconds) from None
     return found

@@ -6,8 +6,10 @@ Sharded, because a plain channel of a cluster is told to all of its nodes; on a 
 from __future__ import annotations
 
 import selectors
+import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -47,6 +49,12 @@ class Doorbell:
         for connection in self._connections:
             connection.disconnect()
         self._connections = []
+
+    def ring(self) -> None:
+        """From another thread: end a ``wait`` that is under way, as if the connection were lost."""
+        for connection in list(self._connections):
+            with suppress(OSError, AttributeError):  # lost already
+                connection._sock.shutdown(socket.SHUT_RDWR)
 
     def clock(self) -> float:
         """Seconds by the clock that ``wait`` goes by."""

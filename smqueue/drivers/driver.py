@@ -27,6 +27,10 @@ class Bell(Protocol):
         """Seconds by the clock that ``wait`` goes by."""
         ...
 
+    def ring(self) -> None:
+        """From another thread: end what waits here."""
+        ...
+
     def close(self) -> None:
         """Give the connection back."""
         ...

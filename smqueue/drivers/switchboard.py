@@ -6,6 +6,7 @@ No thread and no connection belongs to a task, so that thousands may wait at the
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 LONGEST_S = 2.0
 """An answer is looked for after so long, though nothing has rung: its worker may be of an earlier version."""
+SHORTEST_S = 1.0
+"""So long is a look waited for, however short the timeout is: what is so already has to be found."""
 
 
 class Caller(Protocol):
@@ -42,7 +45,7 @@ class Caller(Protocol):
         ...
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up; who rests in ``run`` goes on."""
         ...
 
 
@@ -130,6 +133,8 @@ class TaskCaller:
         """See ``Caller``."""
         if self._leaving is not None:
             self._leaving()
+        if self._ear is not None:
+            self._ear.ring()
         self._ear = self._leaving = None
 
     async def _reply(self, turn: Turn) -> Any:
@@ -140,8 +145,8 @@ class TaskCaller:
 
     async def _take(self, turn: Turn) -> Any:
         match turn:
-            case Look(shard, steps):
-                return await self._look(shard, steps)
+            case Look(shard, steps, until_s):
+                return await self._look(shard, steps, until_s)
             case Listen(channels):
                 await self._listen(*channels)
                 return None
@@ -153,8 +158,13 @@ class TaskCaller:
             case Take(shard, key, until_s):
                 return await self._first(shard, key, until_s)
 
-    async def _look(self, shard: int, steps: Steps[T]) -> T:
-        return await self._board.run("look", shard, steps, lambda result: result)
+    async def _look(self, shard: int, steps: Steps[T], until_s: float) -> T:
+        """Raises TimeoutError: the thread goes on with it, and nobody waits for that."""
+        asked = self._board.run("look", shard, steps, lambda result: result)
+        if until_s == math.inf:
+            return await asked
+        async with asyncio.timeout(max(SHORTEST_S, until_s - time.monotonic())):
+            return await asked
 
     async def _listen(self, *channels: str) -> None:
         self.close()
@@ -173,7 +183,7 @@ class TaskCaller:
     async def _first(self, shard: int, key: str, until_s: float) -> Any:
         await self._listen(key)
         while True:
-            found = await self._look(shard, over(lambda: single("LINDEX", key, 0)))
+            found = await self._look(shard, over(lambda: single("LINDEX", key, 0)), until_s)
             left_s = until_s - time.monotonic()
             if found is not None or left_s <= 0:
                 return found

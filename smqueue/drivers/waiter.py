@@ -40,6 +40,11 @@ class Waiter:
         if self._bell is not None:
             self._bell.close()
 
+    def ring(self) -> None:
+        """From another thread: have it look again."""
+        if self._bell is not None:
+            self._bell.ring()
+
     def run(self, turns: Turns[T]) -> T:
         """Take turns to the end.
 
@@ -60,7 +65,7 @@ class Waiter:
 
     def _take(self, turn: Turn) -> Any:
         match turn:
-            case Look(_, steps):
+            case Look(_, steps, _):
                 return self._driver().run(steps)
             case Listen(channels):
                 self._bell = self._driver().doorbell(*channels)

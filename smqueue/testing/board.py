@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from smqueue.drivers.switchboard import Caller
+from smqueue.drivers.together import ClientClosed
 from smqueue.drivers.waiter import Waiter
 from smqueue.roundtrip import Steps
 from smqueue.testing.memory import Memory
@@ -25,31 +26,40 @@ class LocalBoard:
 
     def __init__(self, driver: Memory) -> None:
         self._driver = driver
+        self.closed = False
+
+    async def turn(self) -> None:
+        """Let the other tasks get on; raises ClientClosed."""
+        await asyncio.sleep(0)
+        if self.closed:
+            raise ClientClosed
 
     async def run(self, kind: str, shard: int, steps: Steps[T], then: Callable[[T], R]) -> R:  # noqa: ARG002
         """Run a protocol, and ``then``."""
-        await asyncio.sleep(0)
+        await self.turn()
         return then(self._driver.run(steps))
 
     def caller(self) -> Caller:
         """One who waits by letting virtual time pass."""
-        return LocalCaller(self._driver)
+        return LocalCaller(self, self._driver)
 
     async def aclose(self) -> None:
-        """Nothing to close."""
+        """Who still waits is told, and so is who comes later."""
+        self.closed = True
 
 
 class LocalCaller:
     """See ``smqueue.drivers.switchboard.Caller``."""
 
-    def __init__(self, driver: Memory) -> None:
+    def __init__(self, board: LocalBoard, driver: Memory) -> None:
+        self._board = board
         self._waiter = Waiter(lambda: driver)
 
     async def run(self, turns: Turns[T]) -> T:
         """Take turns to the end."""
         course = Course(turns)
         while (turn := course.turn) is not None:
-            await asyncio.sleep(0)
+            await self._board.turn()
             course.answer(self._waiter.reply(turn))
         return course.result()
 

@@ -87,6 +87,9 @@ class Doorbell:
         """Seconds of virtual time."""
         return self._driver.store.now_us / 1_000_000
 
+    def ring(self) -> None:
+        """Nobody waits: time has passed."""
+
     def close(self) -> None:
         """Nothing to close."""
 

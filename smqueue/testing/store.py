@@ -210,9 +210,11 @@ class Store(Keyspace):
         held = self.of(List, key)
         return held[span(first, last, len(held))]
 
-    def _lpos(self, key: bytes, item: bytes) -> int | None:
-        held = self.of(List, key)
-        return held.index(item) if item in held else None
+    def _lpos(self, key: bytes, item: bytes, *options: bytes) -> int | None:
+        found = [place for place, one in enumerate(self.of(List, key)) if one == item]
+        rank = int(options[1]) if options else 1
+        found = found if rank > 0 else found[::-1]
+        return found[abs(rank) - 1] if abs(rank) <= len(found) else None
 
     def _rpush(self, key: bytes, *items: bytes) -> int:
         held = self.of(List, key, make=True)

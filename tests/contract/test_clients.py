@@ -95,6 +95,12 @@ REFUSED: dict[str, tuple[Callable[[Any, str], object], type[SmqueueError]]] = {
     "no such operation id": (lambda client, op: client.add([here("")]), InvalidInput),
     "a wrong payload": (lambda client, op: client.signal(op, "go", 1), InvalidPayload),
     "no such signal": (lambda client, op: client.signal(op, "no-such"), UnknownSignal),
+    "no operation": (lambda client, op: client.await_operation(None), InvalidInput),
+    "a time in words": (lambda client, op: client.await_operation(op, "5"), InvalidInput),
+    "a time that never comes": (lambda client, op: client.await_operation(op, float("nan")), InvalidInput),
+    "no sequence": (lambda client, op: client.subscribe(op, after=-3), InvalidInput),
+    "a sequence in words": (lambda client, op: client.subscribe(op, after="1"), InvalidInput),
+    "following in words": (lambda client, op: client.subscribe_all(timeout="5"), InvalidInput),
     "not yet over": (lambda client, op: client.await_operation(op, 0.01), AwaitTimeout),
     "not yet left": (lambda client, op: client.await_inactive_state(here(op), 0.01), AwaitTimeout),
     "never there": (
@@ -165,6 +171,18 @@ def test_following_one(client: Any, op: str) -> None:
     assert list(client.subscribe(op, module="left", timeout=0)) == []
 
 
+def test_a_subscription_that_was_closed_has_ended(client: Any, op: str) -> None:
+    """Whoever iterates on after its end, or after it was closed, is told the end, whatever happens meanwhile."""
+    client.add([here(op, "a")])
+    quiet = client.subscribe(op, timeout=0)
+    assert len(list(quiet)) == 1
+    with client.subscribe(op, timeout=WAIT_S) as closed:
+        next(closed)
+    client.signal(op, "go", "there b")
+    assert list(quiet) == []
+    assert list(closed) == []
+
+
 def test_following_all(client: Any, op: str) -> None:
     """All operations, from where it is entered. (semantics 37)"""
     client.add([here(op, "before")])
@@ -174,8 +192,8 @@ def test_following_all(client: Any, op: str) -> None:
         found = [next(updates)]
         while found[-1].state != told(here(op, "z", "End")):
             found.append(next(updates))
-    mine = [(one.operation_id, one.state) for one in found if one.operation_id.startswith(op)]
-    assert mine == [(f"{op}/1", told(here(op, "a"))), (op, told(here(op, "z", "End")))]
+    mine = [(one.operation_id, one.sequence, one.state) for one in found if one.operation_id.startswith(op)]
+    assert mine == [(f"{op}/1", 0, told(here(op, "a"))), (op, 1, told(here(op, "z", "End")))]
 
 
 def test_the_clients_have_the_same_calls() -> None:

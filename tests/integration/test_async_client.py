@@ -20,6 +20,7 @@ from smqueue import (
     AwaitTimeout,
     ClientClosed,
     Delivery,
+    InvalidInput,
     Module,
     State,
     StateMachine,
@@ -30,6 +31,7 @@ from smqueue import (
 from smqueue.deployment import Deployment, Settings
 from smqueue.drivers.bells import Exchange
 from smqueue.embedded import EmbeddedServer
+from smqueue.notifier import AsyncUpdates
 from smqueue.producer import SignalFor
 from smqueue.roundtrip import RoundTrip
 from tests.inprocess import Local, Play
@@ -279,6 +281,81 @@ def test_who_stops_iterating_need_not_close(local: Local) -> None:
     bounded(main())
     gc.collect()
     threads_end()
+
+
+@pytest.mark.parametrize("which", ["one operation", "all"])
+def test_closing_a_subscription_ends_an_iteration(local: Local, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    """A subscription that is closed while a task waits for its next update ends there, at once, and is not made
+    again."""
+    monkeypatch.setattr("smqueue.drivers.bells.LONGEST_S", 3_600)
+    monkeypatch.setattr("smqueue.drivers.bells.SILENCE_S", 3_600)
+    local.add("op", Here(1))
+    one, seen = which == "one operation", list[int]()
+
+    async def follow(updates: AsyncUpdates) -> None:
+        async for update in updates:
+            seen.append(update.sequence)
+
+    async def main() -> None:
+        async with AsyncClient(local.settings.url, local.namespace) as client:
+            updates = client.subscribe("op") if one else client.subscribe_all()
+            following = asyncio.create_task(follow(updates))
+            await until(lambda: len(seen) == one, "what there is to be told")
+            await until(lambda: listened(local) == 1, "it to be subscribed")
+            await updates.aclose()
+            await following
+            assert [update async for update in updates] == []
+            await until(lambda: listened(local) == 0, "it to be unsubscribed")
+
+    bounded(main())
+
+
+def test_a_timeout_holds_with_a_server_that_hangs(namespace: str) -> None:
+    """With a server that takes connections and never answers a call ends when its timeout is over, long before the
+    socket's."""
+    with tempfile.TemporaryDirectory(prefix="smq") as folder:
+        import socket
+
+        path = str(Path(folder) / "s")
+        silent = socket.socket(socket.AF_UNIX)
+        silent.bind(path)
+        silent.listen(64)
+
+        async def main() -> None:
+            client = AsyncClient(f"unix://{path}?socket_timeout=3600", namespace)
+            calls: list[Coroutine[Any, Any, Any]] = [
+                client.await_operation("op", 0.05),
+                client.await_active_state(here("op"), 0.05),
+                client.add([here("op")], timeout=0.05),
+                client.signal("op", "word", timeout=0.05),
+            ]
+            told = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), WAIT_S)
+            assert {type(one) for one in told} == {AwaitTimeout}
+            assert [one async for one in client.subscribe("op", timeout=0.05)] == []
+            silent.close()  # and so ends what the threads are waiting for
+            await client.aclose()
+
+        bounded(main())
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda client: client.add([here("op")], timeout="5"), "timeout"),
+        (lambda client: client.signal("op", "word", timeout="5"), "timeout"),
+        (lambda client: client.await_active_state({**here("op"), "module": None}), "module"),
+        (lambda client: client.await_active_state({**here("op"), "type": 1}), "type"),
+        (lambda client: client.await_inactive_state({**here("op"), "state": {"n": object()}}), "state"),
+        (lambda client: client.await_inactive_state([here("op")]), "machine"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_before_anything_is_sent(call: Callable[[Any], Any], field: str) -> None:
+    """The error names the field, and no server is asked."""
+    client = AsyncClient("unix:///tmp/no-such-smqueue.sock")
+    with pytest.raises(InvalidInput) as caught:
+        bounded(call(client))
+    assert caught.value.field == field
+    bounded(client.aclose())
 
 
 def test_closing_tells_who_still_waits(local: Local) -> None:

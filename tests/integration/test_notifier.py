@@ -298,6 +298,24 @@ def test_a_quiet_subscription_ends(local: Local) -> None:
     wait_until(lambda: subscribed() == 0, "its connection to be closed")
 
 
+@pytest.mark.parametrize("which", ["one operation", "all"])
+def test_closing_ends_an_iteration(local: Local, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    """A subscription that is closed while another thread waits for its next update ends there, at once, and is not made
+    again: whoever iterates on is told the end."""
+    monkeypatch.setattr("smqueue.drivers.doorbell.LONGEST_S", 3_600)
+    local.add("op", Counting(0))
+    one, notifier = which == "one operation", local.executor.notifier
+    channel = local.keys().bell("op") if one else local.keys().bells
+    updates = notifier.subscribe("op") if one else notifier.subscribe_all()
+    reader = Reader(updates)
+    wait_until(lambda: len(reader.seen) == one, "what there is to be told")
+    updates.close()
+    reader.ended()
+    go(local, "op")
+    assert list(updates) == []
+    wait_until(lambda: local.redis.pubsub_shardnumsub(channel)[0][1] == 0, "its connection to be closed")
+
+
 def test_a_history_that_has_shrunk_is_reported(local: Local) -> None:
     """A cursor that does not fit after a fail-over is reported, not guessed. (semantics 36)"""
     local.add("op", Counting(0))

@@ -51,6 +51,7 @@ COMMANDS = st.one_of(
     _command("HLEN", KEYS), _command("HINCRBY", KEYS, PARTS, NUMBERS),
     _command("RPUSH", KEYS, SOME), _command("LPUSH", KEYS, SOME), _command("LPOP", KEYS), _command("LLEN", KEYS),
     _command("LINDEX", KEYS, RANKS), _command("LRANGE", KEYS, RANKS, RANKS), _command("LPOS", KEYS, PARTS),
+    _command("LPOS", KEYS, PARTS, st.just("RANK"), st.sampled_from([-2, -1, 1, 2])),
     _command("LREM", KEYS, st.integers(0, 2), PARTS),
     _command("SADD", KEYS, SOME), _command("SREM", KEYS, SOME), _command("SISMEMBER", KEYS, PARTS),
     _command("SCARD", KEYS),

@@ -15,6 +15,7 @@ from celery import Celery
 
 from smqueue import (
     AwaitTimeout,
+    ClientClosed,
     Context,
     Delivery,
     DuplicateModule,
@@ -98,6 +99,26 @@ def executor() -> Iterator[LocalExecutor]:
 
 def start(executor: Executor, operation_id: str, *states: State) -> None:
     executor.add_state_machines([StateMachine(operation_id, state) for state in states])
+
+
+def test_its_asynchronous_client_is_closed_as_any(executor: LocalExecutor) -> None:
+    """Who still waits when it is closed gets ClientClosed, and so does every later call."""
+    start(executor, "o1", Awaiting("o1", 3))
+
+    async def main() -> None:
+        client = executor.async_client()
+        updates = client.subscribe("o1")
+        assert (await anext(updates)).sequence == 0
+        waiting = asyncio.create_task(client.await_operation("o1"))
+        await asyncio.sleep(0)
+        await client.aclose()
+        late = (waiting, client.signal("o1", payment, Payment(3)), anext(updates), anext(client.subscribe_all()))
+        for one in late:
+            with pytest.raises(ClientClosed):
+                await one
+
+    asyncio.run(main())
+    assert executor.states("o1") == [Awaiting("o1", 3)]
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
