@@ -9,7 +9,7 @@ from typing import Any
 
 from smqueue import awaiting, errors
 from smqueue.deployment import Deployment
-from smqueue.errors import AwaitTimeout, InvalidInput, SmqueueError, StoreUnavailable, TooLarge
+from smqueue.errors import AwaitTimeout, InvalidInput, RequestFailed, SmqueueError, StoreUnavailable, TooLarge
 from smqueue.following import FollowingAll, FollowingOne
 from smqueue.keys import Keys, encode, new_id
 from smqueue.protocols import requests
@@ -158,8 +158,10 @@ class Asking:
 def _opened(answer: Mapping[str, Any]) -> Any:
     if "error" not in answer:
         return answer["value"]
-    kind = getattr(errors, answer["error"], SmqueueError)
-    raise kind(*answer["args"])
+    kind = getattr(errors, answer["error"], None)
+    if isinstance(kind, type) and issubclass(kind, SmqueueError):
+        raise kind(*answer["args"])
+    raise RequestFailed(f"{answer['error']}: {answer.get('message') or answer['args']}")
 
 
 def _raw(_op: str, field: str, _version: int) -> dict[str, Any] | None:

@@ -239,6 +239,16 @@ class CommitFailed(SmqueueError):
     last_error: str
 
 
+class RequestFailed(SmqueueError):
+    """A worker has failed at what it was asked for: {problem}
+
+    That was code of a module's own, or an error that this process does not know: its worker is newer.
+    """
+
+    fields = ("problem",)
+    problem: str
+
+
 class AwaitTimeout(SmqueueError):
     """Waited {seconds} s in vain for {what}."""
 

@@ -15,6 +15,7 @@ from smqueue.errors import (
     InboxFull,
     InvalidInput,
     OperationFinished,
+    RequestFailed,
     SmqueueError,
     StateAlreadyExists,
     StoreRefused,
@@ -113,11 +114,16 @@ class Relay:
         try:
             self._do(request)
             self._goes_on(request)
-        except (StoreUnavailable, StoreRefused):
+        except StoreUnavailable:
             raise
-        except Exception as error:
+        except Exception as error:  # also what the server refuses: it may be this request alone
             away = isinstance(error, BrokerUnavailable | OSError)  # then it is tried for ever: it was committed
-            if request.data.get("kind") == "task" and not away and int(request.data.get("tries", 0)) + 1 >= SENDS:
+            refused = isinstance(error, StoreRefused)  # not by the broker
+            if (
+                request.data.get("kind") == "task"
+                and not (away or refused)
+                and int(request.data.get("tries", 0)) + 1 >= SENDS
+            ):
                 name, why = request.data["name"], error_text(error)
                 log.error("task %s, id %s, cannot be sent and is set aside: %s", name, request.data["id"], why)
                 self.driver.run(requests.set_aside(self.keys, request, error))
@@ -200,7 +206,10 @@ class Relay:
             problem = f"not of the form that Client sends: {type(error).__name__}: {error}"
             body = {"error": "InvalidInput", "args": ["request", problem], "message": f"request: {problem}"}
         except SmqueueError as error:
-            body = {"error": type(error).__name__, "args": [_plain(arg) for arg in error.args], "message": str(error)}
+            body = _told(error)
+        except Exception as error:  # users' code: asked again it would fail again, and its client would wait in vain
+            log.warning("what a client has asked for fails: %s", error_text(error), exc_info=error)
+            body = _told(RequestFailed(error_text(error)))
         self.driver.run(requests.answer(self.keys, request.raw, data["id"], body))
 
     def _plain(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -348,6 +357,11 @@ def _read(data: dict[str, Any]) -> dict[str, Any]:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _told(error: SmqueueError) -> dict[str, Any]:
+    """An error as an answer."""
+    return {"error": type(error).__name__, "args": [_plain(arg) for arg in error.args], "message": str(error)}
 
 
 def _plain(arg: Any) -> Any:
