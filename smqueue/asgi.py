@@ -13,7 +13,7 @@ from smqueue.drivers.together import ClientClosed
 from smqueue.errors import HistoryRewound, InvalidInput, StoreRefused, StoreUnavailable
 from smqueue.following import Update
 from smqueue.notifier import AsyncUpdates
-from smqueue.sse import HEARTBEAT, event_of, rewound
+from smqueue.sse import HEARTBEAT, START, event_of, rewound
 
 log = logging.getLogger("smqueue.asgi")
 
@@ -24,6 +24,8 @@ Allow = Callable[[Scope, str], bool | Awaitable[bool]]
 
 HEARTBEAT_S = 15.0
 """Proxies close what is silent for a minute, commonly."""
+DIGITS = 18
+"""Of a sequence: more cannot be one."""
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -128,9 +130,9 @@ def _asked(scope: Scope) -> tuple[int | None, str | None]:
     for name, value in scope["headers"]:
         if name == b"last-event-id" and value:  # of a client that comes back: it knows more than its address
             spelled, field = value.decode("latin-1"), "Last-Event-ID"
-    if spelled is None:
+    if spelled is None or (spelled == START and field == "Last-Event-ID"):
         return None, module
-    if not (spelled.isascii() and spelled.isdecimal()):
+    if not (spelled.isascii() and spelled.isdecimal() and len(spelled) <= DIGITS):
         raise InvalidInput(field, "expected a sequence, which is a whole number from 0")
     return int(spelled), module
 

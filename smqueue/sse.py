@@ -7,6 +7,8 @@ from typing import Any
 
 from smqueue.following import Update
 
+START = "start"
+"""The id of an event after which nothing is known: whoever comes back with it begins at the beginning."""
 HEARTBEAT = ":\n\n"
 """A comment: whoever is connected sees that the other end is there."""
 
@@ -37,5 +39,8 @@ def told(update: Update) -> dict[str, Any]:
 
 
 def rewound(problem: object) -> str:
-    """The history is not what it was: said in an event of its own, and a reconnect begins at the beginning."""
-    return f"event: rewound\nid:\ndata: {json.dumps(str(problem))}\n\n"
+    """The history is not what it was: said in an event of its own, and a reconnect begins at the beginning.
+
+    By an id, not by none: else the client would begin behind what its address says, which may be gone as well.
+    """
+    return f"event: rewound\nid: {START}\ndata: {json.dumps(str(problem))}\n\n"

@@ -15,7 +15,7 @@ from smqueue.asgi import OperationEvents, Scope
 from smqueue.errors import HistoryRewound, StoreUnavailable
 from smqueue.following import Update
 from smqueue.queries import MachineId
-from smqueue.sse import HEARTBEAT, event_of
+from smqueue.sse import HEARTBEAT, START, event_of
 
 AT = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 Message = MutableMapping[str, Any]
@@ -137,6 +137,8 @@ def test_updates_are_streamed_until_the_client_leaves() -> None:
         ("after=3&module=shop", None, ("op", 3, "shop")),
         ("after=3", "5", ("op", 5, None)),  # it comes back: by its address it would be told again
         ("after=3", "", ("op", 3, None)),
+        ("after=3", START, ("op", None, None)),  # what the address says is gone
+        ("after=" + "9" * 18, None, ("op", 10**18 - 1, None)),
     ],
 )
 def test_where_it_begins(query: str, last: str | None, asked: tuple[Any, ...]) -> None:
@@ -173,6 +175,9 @@ def test_who_may_not() -> None:
         ({"query": "after=x"}, 400),
         ({"last": "-1"}, 400),
         ({"last": "²"}, 400),
+        ({"last": "1" * 19}, 400),
+        ({"query": "after=" + "1" * 5_000}, 400),
+        ({"query": f"after={START}"}, 400),
     ],
 )
 def test_what_makes_no_sense(request_: dict[str, Any], status: int) -> None:
@@ -192,10 +197,12 @@ def test_below_a_mount(path: str, root: str) -> None:
 
 
 def test_a_history_that_is_another() -> None:
-    """The client is told by an event that takes its last id from it, so that it begins anew when it comes back."""
+    """The client is told by an event whose id has it begin anew when it comes back, whatever its address says."""
     status, body, ended = served(Stub(update(0), HistoryRewound("op", 0, 1)))
     assert (status, ended) == (200, True)
-    assert body.startswith(HEARTBEAT + event_of(update(0)) + 'event: rewound\nid:\ndata: "The history of operation op')
+    assert body.startswith(
+        HEARTBEAT + event_of(update(0)) + 'event: rewound\nid: start\ndata: "The history of operation op'
+    )
 
 
 def test_a_store_that_is_away() -> None:
