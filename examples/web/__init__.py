@@ -1,7 +1,8 @@
 """The orders of ``examples.orders`` over HTTP: an application that has no machine code, and asks the workers.
 
-A worker, and the application:
+What it needs, a worker, and the application:
 
+    pip install smqueue fastapi uvicorn
     export CELERY_BROKER_URL=redis://localhost:6379/0 SMQUEUE_URL=redis://localhost:6379/0
     celery -A examples.orders.app worker
     WEBHOOK_SECRET=sesame uvicorn examples.web.app:app

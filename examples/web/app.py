@@ -14,11 +14,11 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, HTTPException, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
 
 from smqueue import AsyncClient
-from smqueue.asgi import OperationEvents, Scope
+from smqueue.asgi import OperationEvents, Receive, Scope, Send
 from smqueue.errors import (
     AwaitTimeout,
     InboxFull,
@@ -36,16 +36,21 @@ URL, NAMESPACE = os.environ["SMQUEUE_URL"], os.environ.get("SMQUEUE_NAMESPACE") 
 SECRET = os.environ.get("WEBHOOK_SECRET", "")
 TIMEOUT_S = 10.0
 
-# One for the whole application: what its requests ask at the same time travels together. Nothing connects yet.
-client = AsyncClient(URL, NAMESPACE)
-
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-    async with client:
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    """One client for the whole application, for as long as it is served: what its requests ask travels together."""
+    async with AsyncClient(URL, NAMESPACE) as client:
+        app.state.client = client
         yield
 
 
+def client_of(request: Request) -> AsyncClient:
+    """The application's client."""
+    return request.app.state.client
+
+
+Opened = Annotated[AsyncClient, Depends(client_of)]
 app = FastAPI(title="Orders", lifespan=lifespan)
 
 
@@ -54,12 +59,16 @@ def may_follow(scope: Scope, order_id: str) -> bool:
     return order_id.startswith("o-")
 
 
-# An EventSource at /events/o-1 is told of each step of order o-1, the past ones first.
-app.mount("/events", OperationEvents(client, allow=may_follow))
+async def events(scope: Scope, receive: Receive, send: Send) -> None:
+    """An EventSource at /events/o-1 is told of each step of order o-1, the past ones first."""
+    await OperationEvents(app.state.client, allow=may_follow)(scope, receive, send)
+
+
+app.mount("/events", events)
 
 
 @app.put("/orders/{order_id}", status_code=201)
-async def start(order_id: str, body: dict[str, Any]) -> dict[str, str]:
+async def start(order_id: str, body: dict[str, Any], client: Opened) -> dict[str, str]:
     """Start an order; again is 409, and changes nothing."""
     state = {**body, "order_id": order_id}
     machine = {"operation_id": order_id, "module": "orders", "type": "Awaiting", "state": state}
@@ -69,7 +78,7 @@ async def start(order_id: str, body: dict[str, Any]) -> dict[str, str]:
 
 @app.post("/orders/{order_id}/payment", status_code=202)
 async def pay(
-    order_id: str, body: dict[str, Any], idempotency_key: Annotated[str | None, Header()] = None
+    order_id: str, body: dict[str, Any], client: Opened, idempotency_key: Annotated[str | None, Header()] = None
 ) -> dict[str, str]:
     """Pay an order. With the header Idempotency-Key a call whose answer was lost may be made again."""
     delivery = await client.signal(order_id, "payment", body, id=idempotency_key, timeout=TIMEOUT_S)
@@ -77,7 +86,7 @@ async def pay(
 
 
 @app.post("/webhooks/payments")
-async def webhook(request: Request, x_signature: Annotated[str, Header()] = "") -> dict[str, str]:
+async def webhook(request: Request, client: Opened, x_signature: Annotated[str, Header()] = "") -> dict[str, str]:
     """A payment provider calls, and calls again until it is answered: its event's id makes one payment of all that."""
     raw = await request.body()
     expected = hmac.new(SECRET.encode(), raw, hashlib.sha256).hexdigest()
@@ -88,6 +97,8 @@ async def webhook(request: Request, x_signature: Annotated[str, Header()] = "") 
         order_id, event_id, payload = event["order_id"], event["id"], {"amount": event["amount"]}
     except (ValueError, KeyError, TypeError) as error:
         raise HTTPException(400, f"not an event of a payment: {type(error).__name__}: {error}") from None
+    if not (isinstance(event_id, str) and event_id):  # without it, each call would be one more payment
+        raise HTTPException(400, "not an event of a payment: its id is no text, or empty")
     delivery = await client.signal(order_id, "payment", payload, id=event_id, timeout=TIMEOUT_S)
     return {"delivery": delivery.value}  # DUPLICATE is no error: the provider has been heard
 

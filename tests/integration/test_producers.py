@@ -231,10 +231,32 @@ def test_a_webhook_pays_once(place: Place) -> None:
     assert [call(event).json()["delivery"] for _ in range(3)] == ["DELIVERED", "DUPLICATE", "DUPLICATE"]
     unfit = [call(body) for body in (b"{", b"[]", b"{}", event.replace(b"100", b'"x"'))]
     assert [answer.status_code for answer in unfit] == [400, 400, 400, 422]
+    nameless = [call(event.replace(b'"evt-1"', id)) for id in (b"null", b'""', b"7")]
+    assert [answer.status_code for answer in nameless] == [400, 400, 400]
     before = place.revenue()
     assert call(event.replace(b"evt-1", b"evt-2").replace(b"100", b"300")).json() == {"delivery": "DELIVERED"}
     place.shipped("o-2")
     assert place.revenue() == before + 300
+
+
+def test_the_web_application_is_served_again() -> None:
+    """Whoever serves it twice in one process, as tests do, gets a client that is open each time, and none is left."""
+    code = """
+import asyncio
+from examples.web.app import app, lifespan
+
+async def serve():
+    async with lifespan(app):
+        assert not app.state.client._board.closed
+        return app.state.client
+
+first, second = asyncio.run(serve()), asyncio.run(serve())
+assert first is not second
+print(first._board.closed, second._board.closed)
+"""
+    assert ran([sys.executable, "-c", code], {"SMQUEUE_URL": "redis://localhost", "PYTHONPATH": str(ROOT)}) == [
+        "True True"
+    ]
 
 
 def told(place: Place, path: str, last: str | None, until: int) -> list[tuple[str, str]]:
