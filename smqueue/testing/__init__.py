@@ -7,6 +7,7 @@ functions that they are; ``explore`` tries every order, duplicate and crash. The
 The fixture ``smqueue_server``, a real server, comes by itself once smqueue is installed.
 """
 
+from smqueue.errors import AmbiguousTrigger, NeverIdle, NotArmed, NothingHappens
 from smqueue.testing.engine import SentTask
 from smqueue.testing.executor import LocalExecutor
 from smqueue.testing.exploring import Counterexample, Explored, explore
@@ -14,10 +15,14 @@ from smqueue.testing.transaction import FakeTransaction, SentSignal
 from smqueue.testing.world import World
 
 __all__ = [
+    "AmbiguousTrigger",
     "Counterexample",
     "Explored",
     "FakeTransaction",
     "LocalExecutor",
+    "NeverIdle",
+    "NotArmed",
+    "NothingHappens",
     "SentSignal",
     "SentTask",
     "World",

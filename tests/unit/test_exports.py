@@ -1,0 +1,18 @@
+"""What users may catch, they can import."""
+
+from __future__ import annotations
+
+import smqueue
+import smqueue.testing
+from smqueue import errors
+
+
+def test_every_error_is_exported() -> None:
+    """Each error is exported from ``smqueue``, or from ``smqueue.testing`` if only tests meet it; and by its module."""
+    own = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SmqueueError)]
+    assert sorted(kind.__name__ for kind in own) == sorted(errors.__all__)
+    exported = {*smqueue.__all__, *smqueue.testing.__all__}
+    assert [kind.__name__ for kind in own if kind.__name__ not in exported] == []
+    for name in errors.__all__:
+        places = [place for place in (smqueue, smqueue.testing) if name in place.__all__]
+        assert [getattr(place, name) for place in places] == [getattr(errors, name)] * len(places)
