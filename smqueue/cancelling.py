@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 from smqueue.drivers.driver import Driver
-from smqueue.errors import CancelUnfinished, CommitFailed, SmqueueError, StoreUnavailable, TornCommit, error_text
+from smqueue.errors import (
+    CancelUnfinished,
+    CommitFailed,
+    SmqueueError,
+    StoreUnavailable,
+    TornCommit,
+    WorkerKilled,
+    error_text,
+)
 from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id, shard_of
 from smqueue.logs import about
 from smqueue.outbound import Outbound
-from smqueue.protocols import cancel
-from smqueue.protocols.bounds import PARK_MS
+from smqueue.protocols import cancel, runs
+from smqueue.protocols.bounds import MAX_ALONE, PARK_MS
 from smqueue.protocols.cancel import Ended, Leaving, Noted
 from smqueue.retry import Retry
 
@@ -66,24 +74,16 @@ class Cancelling:
         self._why = ""
 
     def run(self, keys: Keys, operation_id: str) -> Done:
-        """Go on with what was begun, as far as this process can."""
+        """Go on with what was begun, as far as this process can; what is left of it has entries of its own."""
         waiting, known = [(keys, operation_id)], {operation_id}
         while waiting:
             there, op = waiting.pop()
-            noted, children = self.driver.run(cancel.noted(there, op))
-            for child in children:
-                if child not in known and noted is not None:
-                    known.add(child)
-                    waiting.append((self._begin(keys, child, noted), child))
-            _Operation(self, there, op, noted).finish()
+            children = _Operation(self, there, op).finish()
+            waiting += [(theirs, child) for child, theirs in children.items() if child not in known]
+            known.update(children)
+            if self.late:
+                break
         return Done(self._ended, self._left, self._why)
-
-    def _begin(self, keys: Keys, child: str, noted: Noted) -> Keys:
-        its = Keys(keys.namespace, shard_of(child, self.instances.shards))
-        so_far, _ = self.driver.run(cancel.noted(its, child))
-        if so_far is None or not so_far.children or so_far.force < noted.force:
-            self.driver.run(cancel.begin(its, child, noted.reason, children=True, force=noted.force))
-        return its
 
     @property
     def late(self) -> bool:
@@ -120,48 +120,93 @@ class Cancelling:
 class _Operation:
     """One operation in it."""
 
-    def __init__(self, run: Cancelling, keys: Keys, op: str, noted: Noted | None) -> None:
-        self.run, self.keys, self.op, self.noted = run, keys, op, noted
+    def __init__(self, run: Cancelling, keys: Keys, op: str) -> None:
+        self.run, self.keys, self.op = run, keys, op
         self.keep = run.instances.longest_keep()
+        self._noted: Noted | None = None
+        self._begun = False
+        """Whether the cancelling of all its children has been begun."""
+        self._children: dict[str, Keys] = {}
         self._stay: dict[bytes, str] = {}
         """What has to stay: why."""
         self._again_ms: list[int] = []
 
-    def finish(self) -> None:
-        """End all that can be ended here."""
+    def finish(self) -> Mapping[str, Keys]:
+        """End all that can be ended here.
+
+        Returns:
+            The operations that are being cancelled with it, and where they are.
+        """
         driver, keys, op = self.run.driver, self.keys, self.op
         while True:
-            stay, in_time = len(self._stay), self._pass()
-            if driver.run(cancel.lift(keys, op)) or self.noted is None:
-                return
-            if not in_time:
-                driver.run(cancel.put_off(keys, op, self.noted, 0))
+            noted, stay = self._look(), len(self._stay)
+            in_time = noted is None or (self._begin_children(noted) and self._pass(noted))
+            if driver.run(cancel.lift(keys, op)) or noted is None:
+                return self._children
+            if not in_time or self.run.late:
+                driver.run(cancel.put_off(keys, op, noted, 0))
                 self.run.outbound.hint(keys.namespace, keys.shard)
-                return
+                return self._children
             if self._stay and len(self._stay) == stay:
                 break
         again_ms = min(self._again_ms, default=PARK_MS)
-        driver.run(cancel.put_off(keys, op, self.noted, again_ms))
+        driver.run(cancel.put_off(keys, op, noted, again_ms))
         if not again_ms:
             self.run.outbound.hint(keys.namespace, keys.shard)
         self.run.leave(len(self._stay), next(iter(self._stay.values())))
+        return self._children
 
-    def _pass(self) -> bool:
+    def _look(self) -> Noted | None:
+        """The cancelling as it is now: whoever has begun it again may have asked for more, and what stayed may go."""
+        noted = self.run.driver.run(cancel.noted(self.keys, self.op))
+        if noted is None or self._noted is None or noted.raw != self._noted.raw:
+            self._noted, self._begun = noted, False
+            self._stay.clear()
+            self._again_ms.clear()
+        return noted
+
+    def _begin_children(self, noted: Noted) -> bool:
+        """Begin the cancelling of its children before its own machines end; returns whether there was time for that."""
+        cursor = b"0"
+        while noted.children and not self._begun:
+            cursor, found = self.run.driver.run(cancel.children_of(self.keys, self.op, cursor))
+            by_shard: dict[int, list[str]] = {}
+            for child in found:
+                by_shard.setdefault(shard_of(child, self.run.instances.shards), []).append(child)
+            for shard, ops in by_shard.items():
+                if not self._begin_in(shard, ops, noted):
+                    return True  # it is over, or was begun anew: the next look tells
+            self._begun = int(cursor) == 0
+            if self.run.late and not self._begun:
+                return False
+        return True
+
+    def _begin_in(self, shard: int, ops: Sequence[str], noted: Noted) -> bool:
+        """Only while it is under way itself: who helps with what others have finished ends nothing that comes later."""
+        driver, theirs = self.run.driver, Keys(self.keys.namespace, shard)
+        parent = self.op if shard == self.keys.shard else None
+        if parent is None and driver.run(cancel.noted(self.keys, self.op)) != noted:
+            return False
+        begun = driver.run(cancel.begin_with(theirs, ops, noted, parent))
+        self._children.update(dict.fromkeys(begun or (), theirs))
+        return begun is not None
+
+    def _pass(self, noted: Noted) -> bool:
         """Look at all machines once; returns whether there was time for that."""
-        if self.noted is None:
-            return True
         driver, instances, cursor = self.run.driver, self.run.instances, b"0"
         while True:
-            cursor, found = driver.run(cancel.page(self.keys, instances, self.op, cursor, self.noted.force))
+            cursor, found = driver.run(cancel.page(self.keys, instances, self.op, cursor, noted.force))
             new = [one for one in found if one.raw not in self._stay]
             plain = [one for one in new if one.undo is None and one.lacking is None]
             for at in range(0, len(plain), cancel.BATCH):
-                self._end(plain[at : at + cancel.BATCH], self.noted)
+                self._end(plain[at : at + cancel.BATCH], noted)
+                if self.run.late:
+                    return False
             for one in new:
                 if one.undo is not None or one.lacking is not None:
+                    self._undo(one, noted)
                     if self.run.late:
                         return False
-                    self._undo(one, self.noted)
             if int(cursor) == 0:
                 return True
 
@@ -178,6 +223,8 @@ class _Operation:
         if one.aside and self.run.worker:
             self._stays(one, "its cancel handler was given up", None)
             return
+        if self.run.worker and self._kills(one, noted):
+            return
         commit_id = new_id()
         try:
             steps = cancel.undo(self.keys, self.run.instances, self.op, one, noted, commit_id, self.keep)
@@ -191,11 +238,22 @@ class _Operation:
             log.error(text, self.op, torn.problem, extra=about(self.op))
             self.run.torn()
         except Exception as error:
-            self._failed(one, error)
+            self._failed(one, noted, error)
         else:
             self.run.after(self.keys, self.op, done, commit_id)
 
-    def _failed(self, one: Leaving, error: Exception) -> None:
+    def _kills(self, one: Leaving, noted: Noted) -> bool:
+        """Note that a worker runs this handler; whether those that did before have not come back, and it is set aside.
+
+        They ran nothing beside it, as a machine does that is suspected to kill its worker.
+        """
+        times = self.run.driver.run(runs.suspect(self.keys, one.entry, cancel.UNDOING)) if one.entry else 0
+        if times <= MAX_ALONE:
+            return False
+        self._failed(one, noted, WorkerKilled(times), again=False)
+        return True
+
+    def _failed(self, one: Leaving, noted: Noted, error: Exception, *, again: bool = True) -> None:
         assert one.undo is not None
         placed, handler = one.undo
         label = handler.label(placed.module, placed.type.name)
@@ -203,8 +261,8 @@ class _Operation:
         extra = about(self.op, machine=one.active.machine, module=placed.module, state=placed.type.name)
         log.warning("cancel handler %s of operation %s failed: %s", label, self.op, text, extra=extra)
         told = f"cancel handler {label}: {text}"
-        retry = placed.type.module.retry
-        again_ms = self.run.driver.run(cancel.failed(self.keys, self.op, one, retry, error, told))
+        retry = placed.type.module.retry if again else None
+        again_ms = self.run.driver.run(cancel.failed(self.keys, self.op, one, noted, error, told, retry=retry))
         if again_ms is None:
             aside = "operation %s: %s cannot be cancelled and is quarantined: %s"
             log.error(aside, self.op, placed, text, extra=extra)

@@ -29,6 +29,7 @@ from smqueue.logs import about, about_machine
 from smqueue.outbound import Outbound
 from smqueue.protocols import runs
 from smqueue.protocols.arming import AWAITED_AGAIN
+from smqueue.protocols.bounds import MAX_ALONE
 from smqueue.protocols.claim import Armed, Claimed, Due, Unreadable, claim, parse_row
 from smqueue.protocols.transition import Transitioned, transition
 from smqueue.records import kind_of
@@ -46,9 +47,6 @@ GROUP_S = 0.05
 """A group closes after this much handler time: what has been decided is not kept waiting by the rest."""
 DRAIN_S = 1.0
 """A drain hands over to another message after this long, so that no task runs for long."""
-MAX_ALONE = 2
-"""A machine that has not come back this often, running alone after it was in a group that did not, is set aside: it
-kills its worker. Only what runs alone is accused, for others die beside it."""
 ELSEWHERE_MS = 2_000
 """When a worker that lacks a module or its version looks again; others may look sooner."""
 
@@ -87,13 +85,13 @@ class Drain:
             if due.more and not hinted:  # more than one claim: another worker may help
                 self.outbound.hint(self.keys.namespace, self.keys.shard)
                 hinted = True
-            moved += self._handle(due)
+            moved += self._handle(due, until)
             if time.monotonic() > until:
                 if not hinted:  # one for one: two would double with every drain, for as long as there is enough to do
                     self.outbound.hint(self.keys.namespace, self.keys.shard)
                 return moved
 
-    def _handle(self, due: Due) -> int:
+    def _handle(self, due: Due, until: float) -> int:
         moved = self._move(due)
         for one in due.unreadable:
             self._unreadable(one)
@@ -106,6 +104,8 @@ class Drain:
         for entry in due.other:
             with self._apart(entry), self._working_on(entry):
                 self.relay.other(entry)
+            if time.monotonic() > until:  # the rest is leased, and so due again; in order, each has its turn
+                break
         return moved
 
     @contextmanager

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from smqueue.keys import Keys, decode
+from smqueue.protocols.cancel import Noted
 from smqueue.queries import moment
 from smqueue.roundtrip import Steps, read
 
@@ -54,10 +55,16 @@ def paused_by(keys: Keys, control: str, raw: bytes | None) -> Paused | None:
     return Paused(None, decode(rest[0]), decode(rest[1]) if len(rest) > 1 else None, when, reason)
 
 
+def _standing(control: bytes | None) -> bytes | None:
+    """What a control says of a pause; while its operation is being cancelled, what it will say after that."""
+    noted = Noted.parse(control)
+    return control if noted is None else noted.paused.encode()
+
+
 def paused(keys: Keys, limit: int) -> Steps[list[Paused]]:
     """What is paused in a shard, at most so many, the longest first; 2 round trips."""
     (names,) = yield from read([], ("ZRANGE", keys.controls, 0, limit - 1))
     controls = [f"{keys.prefix}control:{name.decode()}" for name in names]
     replies = (yield from read([], *[("GET", control) for control in controls])) if controls else []
-    found = [paused_by(keys, control, raw) for control, raw in zip(controls, replies, strict=True)]
+    found = [paused_by(keys, control, _standing(raw)) for control, raw in zip(controls, replies, strict=True)]
     return [one for one in found if one is not None]

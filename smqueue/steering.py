@@ -49,8 +49,7 @@ class Steering:
     def resume(self, operation_id: str | None, module: str | None, state: StateType) -> None:
         """See ``Executor.resume``."""
         for keys, name in self._controls(operation_id, module, state):
-            _, hint = self._deployment.driver.run(control.resume(keys, name))
-            if hint:
+            if self._deployment.driver.run(control.resume(keys, name)):
                 self._outbound.hint(keys.namespace, keys.shard)
 
     def paused(self, limit: int) -> list[Paused]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 LEASE_MS = 4_000
 """What is claimed is due again after this long, unless it is committed or its lease renewed."""
 
+MAX_ALONE = 2
+"""A machine that has not come back this often, running alone after it was in a group that did not, is set aside: it
+kills its worker. Only what runs alone is accused, for others die beside it."""
+
 PARK_MS = 3_600_000
 """What waits for ever is looked at again after about this long."""
 

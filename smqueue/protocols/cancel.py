@@ -15,7 +15,7 @@ from smqueue.chain import Chain
 from smqueue.errors import CommitFailed, InvalidInput, SecretDamaged, SmqueueError, UndecodableRecord
 from smqueue.handlers import Handler
 from smqueue.instances import Instances
-from smqueue.keys import Keys, digest
+from smqueue.keys import Keys, decode, digest, encode
 from smqueue.protocols.arming import (
     CANCELLED,
     counted_all,
@@ -40,17 +40,22 @@ from smqueue.transaction import Transaction
 
 BATCH = 100
 MAX_ATTEMPTS = 100
+UNDOING = "undoing"
+"""Of a race: how often a worker has begun to run the machine's cancel handler, and has not come back from it."""
 
 
 class Noted(NamedTuple):
-    """A cancelling that was begun, as its control says: ``cancelling <since, ms> <flags> <reason>``."""
+    """A cancelling that was begun, as its control says: ``cancelling <since, ms> <how> <reason>``."""
 
     raw: bytes
+    since: str
     children: bool
     """The operations that its transitions have started, too."""
     force: bool
     """Without any cancel handler."""
     reason: str
+    paused: str = ""
+    """What the control says once it is over, when the operation is paused, too."""
 
     @classmethod
     def parse(cls, raw: bytes | None) -> Noted | None:
@@ -58,8 +63,15 @@ class Noted(NamedTuple):
         word, *rest = (raw or b"").decode(errors="replace").split(" ", 3)
         if raw is None or word != "cancelling":
             return None
-        flags = rest[1] if len(rest) > 1 else ""
-        return cls(raw, flags in {"1", "3"}, flags in {"2", "3"}, rest[2] if len(rest) > 2 else "")
+        since, how, reason = (*rest, "", "", "")[:3]
+        flags, _, paused = how.partition(":")
+        return cls(raw, since, flags in {"1", "3"}, flags in {"2", "3"}, reason, decode(paused))
+
+    def joined(self, reason: str, children: bool, force: bool) -> str:
+        """The control once it is begun again: what either asks for is done, and a pause stands until its resume."""
+        flags = str(int(children or self.children) + 2 * int(force or self.force))
+        how = f"{flags}:{encode(self.paused)}" if self.paused else flags
+        return f"cancelling {self.since} {how} {reason}"
 
 
 class Leaving(NamedTuple):
@@ -70,10 +82,12 @@ class Leaving(NamedTuple):
     active: Active
     undo: tuple[Placed, Handler] | None = None
     """Its cancel handler, where this code knows of one."""
-    lacking: SmqueueError | None = None
+    lacking: str | None = None
     """Why its cancel handler, which others know of, cannot be run here."""
     aside: bool = False
     """It was set aside, because its cancel handler kept failing."""
+    entry: str = ""
+    """Of its race; empty when that cannot be read."""
 
     @property
     def field(self) -> str:
@@ -93,12 +107,78 @@ class Ended(NamedTuple):
 
 
 def begin(keys: Keys, op: str, reason: str, children: bool, force: bool = False) -> Steps[None]:
-    """From here on no transition of the operation commits, and a worker finishes the cancelling if its caller dies."""
-    (time,) = yield from read([], TIME)
-    now_ms, control = time_us(time) // 1000, keys.control(op)
-    entry: Command = ("ZADD", keys.schedule, now_ms + LEASE_MS, entry_of(op))
-    said = f"cancelling {now_ms} {int(children) + 2 * int(force)} {reason}"
-    yield from commit([("SET", control, said), ("ZREM", keys.controls, keys.controlled(control)), entry])
+    """From here on no transition of the operation commits, and a worker finishes the cancelling if its caller dies.
+
+    Begun once more it is the same cancelling, which does what either has asked for. 2 round trips.
+
+    Raises:
+        CommitFailed: After 100 conflicts.
+    """
+    control = keys.control(op)
+    for attempt in range(MAX_ATTEMPTS):
+        try:
+            raw, time = yield from read([control], ("GET", control), TIME)
+            now_ms = time_us(time) // 1000
+            if (yield from commit(_begin(keys, op, raw, now_ms, reason, children, force))) is not None:
+                return
+        except LostReply:
+            continue
+        yield from back_off(attempt)
+    raise CommitFailed(MAX_ATTEMPTS, "conflict")
+
+
+def begin_with(keys: Keys, ops: Sequence[str], noted: Noted, parent: str | None) -> Steps[list[str] | None]:
+    """Begin the cancelling of operations that another's transitions have started, where there is any to be begun.
+
+    Args:
+        keys: Of their shard.
+        ops: The operations.
+        noted: The cancelling of the other.
+        parent: The other, if it is of this shard: once its cancelling is over, or was begun anew, none is begun.
+
+    Returns:
+        Which of them are being cancelled now; ``None`` when that of the other is not this one any more.
+
+    Raises:
+        CommitFailed: After 100 conflicts.
+    """
+    own = [] if parent is None else [keys.control(parent)]
+    controls = [keys.control(op) for op in ops]
+    looks: list[Command] = [TIME, *[("GET", control) for control in (*own, *controls)]]
+    looks += [("EXISTS", keys.active(op), keys.children(op)) for op in ops]
+    for attempt in range(MAX_ATTEMPTS):
+        try:
+            time, *replies = yield from read([*own, *controls], *looks)
+            if parent is not None and replies.pop(0) != noted.raw:
+                return None
+            commands, under_way = list[Command](), list[str]()
+            for op, raw, there in zip(ops, replies[: len(ops)], replies[len(ops) :], strict=True):
+                so_far = Noted.parse(raw)
+                if so_far is None and not there:
+                    continue
+                under_way.append(op)
+                if so_far is None or not so_far.children or so_far.force < noted.force:
+                    now_ms = time_us(time) // 1000
+                    commands += _begin(keys, op, raw, now_ms, noted.reason, children=True, force=noted.force)
+            if not commands or (yield from commit(commands)) is not None:
+                return under_way
+        except LostReply:
+            continue
+        yield from back_off(attempt)
+    raise CommitFailed(MAX_ATTEMPTS, "conflict")
+
+
+def _begin(
+    keys: Keys, op: str, raw: bytes | None, now_ms: int, reason: str, children: bool, force: bool
+) -> list[Command]:
+    """What begins a cancelling, or joins one that is under way."""
+    paused = raw.decode(errors="replace") if raw is not None and raw.startswith(b"paused") else ""
+    fresh = Noted(b"", str(now_ms), children, force, reason, paused)
+    said = (Noted.parse(raw) or fresh).joined(reason, children, force)
+    commands: list[Command] = [("ZADD", keys.schedule, now_ms + LEASE_MS, entry_of(op))]
+    if said.encode() != raw:  # else whoever is at it goes on
+        commands.append(("SET", keys.control(op), said))
+    return commands
 
 
 def entry_of(op: str) -> str:
@@ -106,31 +186,34 @@ def entry_of(op: str) -> str:
     return f"~cancel:{op}"
 
 
-def noted(keys: Keys, op: str) -> Steps[tuple[Noted | None, list[str]]]:
-    """The cancelling of an operation, and which operations are cancelled with it; 1 round trip.
+def noted(keys: Keys, op: str) -> Steps[Noted | None]:
+    """The cancelling of an operation, if it is being cancelled; 1 round trip."""
+    (raw,) = yield from read([], ("GET", keys.control(op)))
+    return Noted.parse(raw)
 
-    No more of those come: nothing commits here, and what a cancel handler starts is not counted among them.
+
+def children_of(keys: Keys, op: str, cursor: Any) -> Steps[tuple[Any, list[str]]]:
+    """Some of the operations that are cancelled with this one, and where to go on: at 0 that was all; 1 round trip.
+
+    No more of them come: nothing commits here, and what a cancel handler starts is not counted among them.
     """
-    raw, members = yield from read([], ("GET", keys.control(op)), ("SMEMBERS", keys.children(op)))
-    found = Noted.parse(raw)
-    return found, [member.decode() for member in members] if found is not None and found.children else []
+    ((cursor, members),) = yield from read([], ("SSCAN", keys.children(op), cursor, "COUNT", BATCH))
+    return cursor, [member.decode() for member in members]
 
 
 def page(keys: Keys, instances: Instances, op: str, cursor: Any, force: bool) -> Steps[tuple[Any, list[Leaving]]]:
     """Some active machines of an operation, and where to go on: at 0 that was all; 1 to 2 round trips."""
     ((cursor, flat),) = yield from read([], ("HSCAN", keys.active(op), cursor, "COUNT", BATCH))
     found = [_leaving(field, raw) for field, raw in zip(flat[::2], flat[1::2], strict=True)]
-    if not force:
-        found = [_judged(instances, op, one) for one in found]
-    coded = {one.raw: digest(op, one.field) for one in found if one.undo or one.lacking}
-    if coded:
-        looks: list[Command] = [("HGET", keys.quarantine, record) for record in coded.values()]
-        looks += [("GET", keys.machine(record)) for record in coded.values()]
-        replies = yield from read([], *looks)
-        asides, machines = replies[: len(coded)], replies[len(coded) :]
-        told = dict(zip(coded, zip(asides, machines, strict=True), strict=True))
-        found = [_marked(one, *told[one.raw]) if one.raw in told else one for one in found]
-    return cursor, found
+    if force or not found:
+        return cursor, found
+    found = [_judged(instances, op, one) for one in found]
+    records = [digest(op, one.field) for one in found]
+    looks: list[Command] = [("HGET", keys.quarantine, record) for record in records]
+    looks += [("GET", keys.machine(record)) for record in records]
+    replies = yield from read([], *looks)
+    asides, machines = replies[: len(found)], replies[len(found) :]
+    return cursor, [_marked(*told) for told in zip(found, asides, machines, strict=True)]
 
 
 def _leaving(field: bytes, raw: bytes) -> Leaving:
@@ -141,34 +224,38 @@ def _leaving(field: bytes, raw: bytes) -> Leaving:
 
 
 def _judged(instances: Instances, op: str, one: Leaving) -> Leaving:
-    """The same with its cancel handler; what can never be read by anyone ends without."""
+    """The same with its cancel handler, or why that cannot be run here, should there be one; what can never be read by
+    anyone ends without."""
+    if not one.active.machine:
+        return one
     try:
         module_id, type_name, _ = Field.parse(one.field)
         module = instances.get(module_id).module
         known = module.types.get(type_name)
-        if not one.active.machine or (
-            one.active.version <= module.version and (known is None or known.on_cancel is None)
-        ):
-            return one
+        if one.active.version <= module.version and (known is None or known.on_cancel is None):
+            return one._replace(lacking=f"the code here has none for {module_id}.{type_name}")
         _, placed = instances.load(op, one.field, one.active.version)
     except (ValueError, UndecodableRecord, SecretDamaged):
         return one
     except SmqueueError as error:  # an unknown module, a newer version, a key that is missing
-        return one._replace(lacking=error)
+        return one._replace(lacking=str(error))
     handler = placed.type.on_cancel
     return one if handler is None else one._replace(undo=(placed, handler))
 
 
 def _marked(one: Leaving, aside: bytes | None, raw: bytes | None) -> Leaving:
-    """Without the code of a state its mark tells whether it has a cancel handler at all."""
-    if one.lacking is not None:
-        try:
-            marked = Machine.parse(raw or b"").undo
-        except ValueError:
-            marked = False
-        if not marked:
-            return one._replace(lacking=None)
-    return one._replace(aside=aside is not None and b'"undo":' in aside)
+    """Where no handler is known, the mark of a machine tells whether whoever entered its state knew of one.
+
+    One that has entered its state before that had a cancel handler has no mark: who lacks the code ends it without,
+    for code that has none at all must be cancelled where there is no code, too.
+    """
+    try:
+        machine = Machine.parse(raw or b"")
+    except ValueError:
+        return one._replace(lacking=None)
+    if one.lacking is not None and not machine.undo:
+        return one._replace(lacking=None)
+    return one._replace(aside=aside is not None and b'"undo":' in aside, entry=machine.entry)
 
 
 def end(
@@ -189,16 +276,20 @@ def end(
     Raises:
         CommitFailed: After 100 conflicts.
     """
+    doubt = False
     for attempt in range(MAX_ATTEMPTS):
         look = Look()
         try:
             yield from _look(keys, op, batch, look)
+            if doubt and (done := _applied(keys, op, batch, commit_id, look)):
+                return done
             there = _there(keys, op, batch, noted, look)
             if not there:
                 return Ended()
             commands, done = _ending(keys, op, there, look, commit_id, noted.reason, keep, chain)
             replies = yield from commit([*commands, *([hint(keys, None)] if done.hint else [])])
         except LostReply:
+            doubt = True
             continue
         if replies is not None:
             return done._replace(hint=done.hint and replies[-1] is not None)
@@ -229,7 +320,7 @@ def undo(
     placed, handler = one.undo
     attempted = attempt_id(f"{one.active.machine}:{one.active.step}", "~cancel")
     context = instances.context(placed, one.active.machine, attempted)
-    elsewhere = set[str]()
+    elsewhere, doubt = set[str](), False
     for attempt in range(MAX_ATTEMPTS):
         look = Look()
         try:
@@ -247,8 +338,11 @@ def undo(
             tx, _ = decided
             look.known.pop(TIME, None)  # as the handler saw it; the commit has a time of its own
             yield from _look(keys, op, [one], look, tx)
+            if doubt and (done := _applied(keys, op, [one], commit_id, look)):
+                return done
             there = _there(keys, op, [one], noted, look)
             if not there:
+                yield from _came_back(keys, op, one)
                 return Ended()
             yield from look.verify(tx)
             elsewhere |= unbegun(keys, {other.op for other in tx.starting}, look)
@@ -258,12 +352,14 @@ def undo(
             ending, requests = tail(keys, instances, tx, look.now_us, due, commit_id)
             later: list[Command] = [("ZADD", keys.schedule, "XX", look.now_us // 1000 + LEASE_MS, entry_of(op))]
             replies = yield from commit([*commands, *later, *started.commands, *ending])
-        except LostReply:  # if it was applied the machine has gone, and its handler does not run again
+        except LostReply:  # if it was applied the machine has gone, and its handler does not commit again
+            doubt = True
             continue
         if replies is not None:
             done = done._replace(started=tuple(started.machines), requests=tuple(requests))
             return done._replace(hint=due and replies[-1] is not None)
         yield from back_off(attempt)
+    yield from _came_back(keys, op, one)
     raise CommitFailed(MAX_ATTEMPTS, "conflict")
 
 
@@ -278,36 +374,41 @@ def _run(
         )
 
 
-def failed(keys: Keys, op: str, one: Leaving, retry: Retry, error: Exception, text: str) -> Steps[int | None]:
+def failed(
+    keys: Keys, op: str, one: Leaving, noted: Noted, error: Exception, text: str, *, retry: Retry | None
+) -> Steps[int | None]:
     """Note that a cancel handler has failed; 2 round trips.
 
     Args:
         keys: Of the operation's shard.
         op: The operation.
         one: The machine, which stays.
-        retry: Of its module.
+        noted: The cancelling; when it is over, or was begun anew, nothing is noted.
         error: What the handler raised.
         text: The same in words, to be shown.
+        retry: Of its module; ``None``: it is not tried again.
 
     Returns:
         In how many ms to try again; ``None``: that was the last time, and the machine is set aside.
     """
     record = digest(op, one.field)
-    race, guard = keys.race(record), keys.machine(record)
+    race, guard, control = keys.race(record), keys.machine(record), keys.control(op)
     for attempt in range(MAX_ATTEMPTS):
         try:
-            raw, so_far, time = yield from read([guard], ("GET", guard), ("HGET", race, "undo"), TIME)
-            if raw is None:  # another has ended it
+            looks: list[Command] = [("GET", guard), ("GET", control), ("HGET", race, "undo"), TIME]
+            raw, said, so_far, time = yield from read([guard, control], *looks)
+            if raw is None or said != noted.raw:  # another has ended it, or is about to
                 return 0
             times = 1 + (int(so_far) if isinstance(so_far, bytes) and so_far.isdigit() else 0)
-            final = retry.exhausted(error, times)
+            final = retry is None or retry.exhausted(error, times)
             commands: list[Command] = [("HSET", race, "undo", times, "attempts", times, "error", text)]
+            commands.append(("HDEL", race, UNDOING))
             if final:
                 entry = _entry(raw, record)
                 why = {"error": text, "op": op, "entry": entry, "at": time_us(time), "undo": times}
                 commands.append(("HSET", keys.quarantine, record, compact(why)))
             if (yield from commit(commands)) is not None:
-                return None if final else retry.jittered_ms(times)
+                return None if retry is None or final else retry.jittered_ms(times)
         except LostReply:
             continue
         yield from back_off(attempt)
@@ -315,7 +416,7 @@ def failed(keys: Keys, op: str, one: Leaving, retry: Retry, error: Exception, te
 
 
 def lift(keys: Keys, op: str) -> Steps[bool]:
-    """Finish a cancelling when no machine is left; 2 round trips.
+    """Finish a cancelling when no machine is left; 2 round trips. What is paused, too, is so for what comes later.
 
     Returns:
         Whether it is over.
@@ -324,11 +425,14 @@ def lift(keys: Keys, op: str) -> Steps[bool]:
     for attempt in range(MAX_ATTEMPTS):
         try:
             raw, there = yield from read([control, keys.active(op)], ("GET", control), ("EXISTS", keys.active(op)))
-            under_way = Noted.parse(raw) is not None
-            if under_way and there:
+            under_way = Noted.parse(raw)
+            if under_way is not None and there:
                 return False
             done: list[Command] = [("ZREM", keys.schedule, entry)]
-            if (yield from commit([*([("DEL", control, keys.held(control))] if under_way else []), *done])) is not None:
+            if under_way is not None:
+                done.append(("DEL", control, keys.held(control)))
+                done += [("SET", control, under_way.paused)] if under_way.paused else []
+            if (yield from commit(done)) is not None:
                 return True  # else one has come meanwhile, and may be held already
         except LostReply:
             continue
@@ -372,6 +476,22 @@ def _there(keys: Keys, op: str, batch: Sequence[Leaving], noted: Noted, look: Lo
     if look.known["GET", keys.control(op)] != noted.raw:
         return []
     return [one for one in batch if look.known["HGET", keys.active(op), one.raw] is not None]
+
+
+def _applied(keys: Keys, op: str, batch: Sequence[Leaving], commit_id: str, look: Look) -> Ended | None:
+    """After a lost reply: what that commit has ended; ``None``: nothing. What it has left is done by who finds it."""
+    found: list[tuple[Leaving, Machine | None]] = []
+    for one in batch:
+        past = look.known["HGET", keys.inactive(op), one.field]
+        with suppress(ValueError):
+            if past is not None and parse_inactive(past).get("by") == commit_id:
+                found.append((one, None))
+    return Ended(tuple(found), hint=True) if found else None
+
+
+def _came_back(keys: Keys, op: str, one: Leaving) -> Steps[None]:
+    """Its handler has not killed its worker, though its machine has not ended by it."""
+    yield from commit([("HDEL", keys.race(digest(op, one.field)), UNDOING)])
 
 
 def _ending(

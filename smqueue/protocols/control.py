@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from smqueue.errors import CommitFailed, SmqueueError
 from smqueue.instances import Instances
-from smqueue.keys import Keys, digest
+from smqueue.keys import Keys, digest, encode
 from smqueue.protocols.arming import arm, deadline_ms, hint, leave, wait_of
 from smqueue.protocols.bounds import HINT_MS, LEASE_MS, RESENDS, WATCH_MS
 from smqueue.protocols.cancel import entry_of
@@ -22,20 +22,17 @@ PAGE = 500
 RESUME_BATCH = 1_000
 
 
-def pause(keys: Keys, control: str, reason: str = "") -> Steps[bool]:
+def pause(keys: Keys, control: str, reason: str = "") -> Steps[None]:
     """Set a control: once this has returned, nothing that it covers commits; 1 round trip.
 
     Every transition watches its controls, so one that is under way fails. Triggers and deadlines run on; what falls
-    due fires at the resume. One that is being cancelled stays so: nothing commits either.
-
-    Returns:
-        Whether it was set now, and not before.
+    due fires at the resume. A cancelling that is under way goes on; what is added to its operation then is paused.
     """
-    args = (keys.controlled(control), reason)
-    return (yield from repeat("pause", (control, keys.controls), args, bool, RESENDS))
+    args = (keys.controlled(control), reason, encode(reason))
+    yield from repeat("pause", (control, keys.controls), args, bool, RESENDS)
 
 
-def resume(keys: Keys, control: str, lift: bool = True) -> Steps[tuple[bool, bool]]:
+def resume(keys: Keys, control: str, lift: bool = True) -> Steps[bool]:
     """Lift a control and make due what it has held; a round trip for each 1,000.
 
     Args:
@@ -44,18 +41,16 @@ def resume(keys: Keys, control: str, lift: bool = True) -> Steps[tuple[bool, boo
         lift: ``False``: only go on where another who lifted it has ended.
 
     Returns:
-        Whether it was set, and whether to send a hint.
+        Whether to send a hint.
     """
     names = (control, keys.held(control), keys.schedule, keys.hint, keys.controls)
-    was = due = False
+    args = (RESUME_BATCH, HINT_MS, LEASE_MS, "1" if lift else "", keys.controlled(control))
+    due = False
     while True:
-        args = (RESUME_BATCH, HINT_MS, LEASE_MS, "1" if lift else "", keys.controlled(control))
-        found: tuple[int, int, int] = yield from call(
-            "resume", names, args, lambda r: (int(r[0]), int(r[1]), int(r[2]))
-        )
-        was, due = was or bool(found[0]), due or bool(found[2])
-        if not found[1]:
-            return was, due
+        left, hint = yield from call("resume", names, args, lambda r: (int(r[0]), bool(r[1])))
+        due = due or hint
+        if not left:
+            return due
 
 
 # --- retry -----------------------------------------------------------------------------------------------------------

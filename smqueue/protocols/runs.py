@@ -104,9 +104,12 @@ def defer(
     return (yield from call("defer", names, args, lambda r: text(r) == "DEFERRED"))
 
 
-def suspect(keys: Keys, entry: str) -> Steps[int]:
-    """Note that a machine runs alone; 1 round trip. Returns how often it has not come back from that, plus one."""
-    return (yield from call("suspect", (keys.schedule,), (keys.race_prefix, entry), int))
+def suspect(keys: Keys, entry: str, how: str = "alone") -> Steps[int]:
+    """Note that a machine runs alone; 1 round trip. Returns how often it has not come back from that, plus one.
+
+    ``how`` is the field of its race where that is counted: its cancel handler's runs are counted apart.
+    """
+    return (yield from call("suspect", (keys.schedule,), (keys.race_prefix, entry, how), int))
 
 
 def look_again(keys: Keys, armed: Armed, delay_ms: int) -> Steps[None]:

@@ -5,7 +5,7 @@
 -- Returns {1 when it was quarantined, 1 to send a hint}
 local rec = parts(ARGV[2])
 local was = redis.call('HDEL', KEYS[1], rec)
-redis.pcall('HDEL', ARGV[1] .. rec, 'claims', 'alone', 'attempts', 'undo')
+redis.pcall('HDEL', ARGV[1] .. rec, 'claims', 'alone', 'attempts', 'undo', 'undoing')
 redis.call('ZADD', KEYS[2], 'XX', now, ARGV[2])
 redis.call('ZADD', KEYS[2], 'XX', now, ARGV[5])
 for i = 6, #ARGV do  -- parked for an hour if they fell due meanwhile

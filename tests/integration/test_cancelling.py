@@ -13,6 +13,7 @@ from smqueue import CancelUnfinished, Context, Module, Retry, State, StateMachin
 from smqueue.errors import InvalidInput, StoreUnavailable
 from smqueue.keys import Keys
 from smqueue.protocols import cancel
+from smqueue.protocols.bounds import MAX_ALONE
 from smqueue.roundtrip import LostReply, Read, RoundTrip
 from tests.inprocess import Crash, Local, Play
 
@@ -68,6 +69,8 @@ def undo(tx: Transaction, state: Held, reason: str | None, context: Context) -> 
             tx.add_state_machines([StateMachine("refund", Plain(state.n))])
         case "own":
             tx.add_state_machines([StateMachine(context.operation_id, Plain(99))])
+        case "kill" if "kill" in broken:
+            raise Crash
         case how if how in broken:
             raise ValueError("on purpose")
         case _:
@@ -154,6 +157,84 @@ def test_a_cancelling_that_is_over_when_its_handler_returns(local: Local) -> Non
     assert [line.split(" ")[:2] for line in log(local)] == [["1", "first"]]
 
 
+def bounded(trips: int = 300) -> Callable[[RoundTrip], object]:
+    """Fails after so many round trips: what goes round for ever is noticed."""
+    left = iter(range(trips))
+
+    def count(_: RoundTrip) -> None:
+        assert next(left, None) is not None, "it goes on and on"
+
+    return count
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_cancelling_that_another_begins_again_goes_on(local: Local, force: bool) -> None:
+    """One cancels an operation that is being cancelled, and dies: the first goes on with what that one has asked for,
+    its reason and its force. (semantics 5)"""
+    other = local.another()
+    local.add("op", Held(1), Plain(2))
+    again = iter([True])
+    count = bounded()
+
+    def meddle(request: RoundTrip) -> None:
+        count(request)
+        if isinstance(request, Read) and request.commands[0][0] == "HSCAN" and next(again, False):
+            other.driver.run(cancel.begin(local.keys(), "op", "second", children=False, force=force))
+
+    with local.around_trips(before=meddle):
+        assert local.executor.cancel("op", "first") == 2
+    assert {found.cancelled for _, found in local.executor.get_inactive_states("op")} == {"second"}
+    assert [line.split(" ")[:2] for line in log(local)] == ([] if force else [["1", "second"]])
+
+
+def test_a_worker_whose_cancelling_is_begun_again_and_again_hands_over(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often others begin it again, a worker keeps its time. (semantics 31)"""
+    other, keys, reasons = local.another(), local.keys(), iter(range(1_000))
+    local.add("op", Plain(1))
+    local.driver.run(cancel.begin(keys, "op", "x", children=False))
+    local.make_due("~cancel:op")
+    monkeypatch.setattr("smqueue.cancelling.WORKER_S", -1.0)
+    count = bounded()
+
+    def meddle(request: RoundTrip) -> None:
+        count(request)
+        if isinstance(request, Read) and request.commands[0][0] == "HSCAN":
+            other.driver.run(cancel.begin(keys, "op", f"{next(reasons)}", children=False))
+
+    with local.around_trips(before=meddle):
+        local.engine.drain(0)
+    assert local.active("op") == [Plain(1)]
+
+
+def test_two_who_cancel_get_what_either_has_asked_for(local: Local) -> None:
+    """Whoever cancels what is being cancelled takes back neither ``children`` nor ``force``. (semantics 5)"""
+    for first, second in (({"children": True}, {"force": True}), ({"force": True}, {"children": True})):
+        for asked in (first, second):
+            wanted: Any = {"children": False, **asked}
+            local.driver.run(cancel.begin(local.keys(), "op", "why", **wanted))
+        noted = local.driver.run(cancel.noted(local.keys(), "op"))
+        assert noted is not None
+        assert (noted.children, noted.force, noted.reason) == (True, True, "why")
+        assert local.executor.cancel("op") == 0
+
+
+def test_a_failure_is_noted_of_the_cancelling_that_it_belongs_to(local: Local) -> None:
+    """A cancel handler that fails after its operation is cancelled anew, or no longer, has no attempt to answer for."""
+    local.add("op", Held(1))
+    keys = local.keys()
+    local.driver.run(cancel.begin(keys, "op", "x", children=False))
+    noted = local.driver.run(cancel.noted(keys, "op"))
+    assert noted is not None
+    _, (one,) = local.driver.run(cancel.page(keys, local.instances, "op", b"0", force=False))
+    local.driver.run(cancel.begin(keys, "op", "y", children=False))
+    assert local.driver.run(cancel.failed(keys, "op", one, noted, ValueError(), "x", retry=None)) == 0
+    assert local.redis.hlen(keys.quarantine) == 0
+    assert local.redis.exists(keys.race(local.stored("op", Held(1)).record)) == 0
+    assert local.executor.cancel("op") == 1
+
+
 # --- crashes ---------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +273,30 @@ def test_a_crash_at_any_round_trip_undoes_once(local: Local, fault: type[BaseExc
     local.run()
     wanted = sum(range(1, at, 2)) + (at if at % 2 else 0)
     assert sum({id: args[0] for _, args, _, id, _ in local.sent.tasks}.values()) == wanted
+
+
+def test_a_lost_reply_is_counted(local: Local) -> None:
+    """Whichever reply is lost, the caller is told of all machines that it has ended, and no handler commits twice.
+    (semantics 5)"""
+    for at in range(40):
+        op, trips, left = f"op{at}", iter(range(at)), iter([True])
+        local.add(op, Held(at), Plain(1), Plain(2))
+
+        def hit(_: RoundTrip, trips: Iterator[int] = trips, left: Iterator[bool] = left) -> None:
+            if next(trips, None) is None and next(left, False):
+                raise LostReply
+
+        try:
+            with local.around_trips(after=hit):
+                assert local.executor.cancel(op, "why") == 3
+        except StoreUnavailable:  # of a look
+            local.make_due(f"~cancel:{op}")
+            local.settle(op)
+        if next(left, False):
+            break
+    else:
+        raise AssertionError("there was no end of round trips")
+    assert sorted(int(line.split(" ")[0]) for line in log(local)) == list(range(at + 1))
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
@@ -283,6 +388,47 @@ def test_a_quarantined_machine_is_cancelled_with_its_handler(local: Local) -> No
     assert len(log(local)) == 1
 
 
+@pytest.mark.parametrize("deadly", [True, False])
+def test_a_handler_that_kills_its_worker_sets_its_machine_aside(local: Local, deadly: bool) -> None:
+    """A cancel handler that never comes back costs no more workers than a transition's does: then its machine is
+    quarantined, and says why, and the others end. One whose workers died beside it is run again. (semantics 20)"""
+    local.add("op", Held(1, "kill"), Held(2))
+    local.driver.run(cancel.begin(local.keys(), "op", "x", children=False))
+    broken.add("kill")
+    for _ in range(MAX_ALONE if deadly else 1):
+        local.make_due("~cancel:op")
+        with pytest.raises(Crash):
+            local.run()
+    if not deadly:
+        broken.clear()
+    local.make_due("~cancel:op")
+    if deadly:
+        local.run()
+        one = local.explained("op")
+        assert one.status == "quarantined"
+        assert "WorkerKilled: " in one.last_error
+        assert [line.split(" ")[0] for line in log(local)] == ["2"]
+        broken.clear()
+        assert local.executor.retry("op") == 1
+    local.settle("op")
+    assert sorted(line.split(" ")[0] for line in log(local)) == ["1", "2"]
+    assert local.redis.hlen(local.keys().quarantine) == 0
+
+
+def test_a_handler_that_comes_back_is_not_accused(local: Local) -> None:
+    """However often its commit comes to nothing, a cancel handler that returns kills no worker. (semantics 20)"""
+    other = local.another()
+    local.add("op", Held(1))
+    local.driver.run(cancel.begin(local.keys(), "op", "x", children=False))
+    for n in range(2 * MAX_ALONE + 2):
+        again = cancel.begin(local.keys(), "op", f"x{n}", children=False)
+        during.append(lambda again=again: other.driver.run(again))
+    local.make_due("~cancel:op")
+    local.run()
+    assert local.active("op") == []
+    assert len(log(local)) == 1
+
+
 # --- without its code ------------------------------------------------------------------------------------------------
 
 
@@ -315,38 +461,59 @@ def test_a_worker_that_lacks_the_code_leaves_it_to_another(local: Local) -> None
     assert local.active("op") == [Held(1)]
 
 
-def test_older_code_leaves_newer_machines_to_newer_workers(play: Play) -> None:
-    """A record of a newer version with a cancel handler is left, too: older code may not judge. (semantics 32)"""
-    newer = Module("versioned", version=2)
-    older = Module("versioned", version=1)
+def of_version(version: int) -> tuple[Module[Any], type[State]]:
+    """A module as it is defined in one process, without a cancel handler."""
+    module = Module("versioned", version=version)
 
-    def define(module: Module[Any]) -> type[State]:
-        @module.state(name="Kept")
-        class Kept(State):
-            n: int
+    @module.state(name="Kept")
+    class Kept(State):
+        n: int
 
-        @module.state(name="Over", terminal=True)
-        class Over(State):
-            n: int
+    @module.state(name="Over", terminal=True)
+    class Over(State):
+        n: int
 
-        @module.on(Kept, after(hours=1))
-        def ends(tx: Transaction, state: Kept, _: None) -> Over:
-            return Over(state.n)
+    @module.on(Kept, after(hours=1))
+    def ends(tx: Transaction, state: Kept, _: None) -> Over:
+        return Over(state.n)
 
-        return Kept
+    return module, Kept
 
-    kept, _ = define(newer), define(older)
 
-    @newer.on_cancel(kept)
+def undoes(module: Module[Any], kept: type[State]) -> None:
+    """Give its state a cancel handler."""
+
+    @module.on_cancel(kept)
     def undone(tx: Transaction, state: State, reason: str | None) -> None:
         tx.incrby("undone")
 
+
+@pytest.mark.parametrize(("version", "why"), [(1, "version"), (2, "has none for m.Kept")])
+def test_code_without_its_handler_leaves_it_to_others(play: Play, version: int, why: str) -> None:
+    """A machine whose state has a cancel handler where it was entered is left by code that has none, be it of an
+    earlier version or of the same: that code may not judge. (semantics 32)"""
+    (newer, kept), (older, _) = of_version(2), of_version(version)
+    undoes(newer, kept)
     new, old = play(m=newer), play(m=older)
     new.add("op", kept(1))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    with pytest.raises(CancelUnfinished, match="version"):
+    with pytest.raises(CancelUnfinished, match=why):
         old.executor.cancel("op")
     new.drain()
     assert not new.executor.has_active_states("op")
+    assert new.data("m", "undone") == b"1"
+
+
+def test_what_was_there_before_its_handler_is_undone_by_who_has_that(play: Play) -> None:
+    """A machine that entered its state before that had a cancel handler is undone where the handler is known. Who lacks
+    its module cannot know of it, and ends it without. (semantics 32)"""
+    (newer, kept), (older, _) = of_version(1), of_version(1)
+    undoes(newer, kept)
+    new, old = play(m=newer), play(m=older)
+    for op in ("op", "more"):
+        old.executor.add_state_machines([StateMachine(op, older.types["Kept"].cls(1))])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    assert new.executor.cancel("op") == 1
+    assert new.data("m", "undone") == b"1"
+    assert without_code(new).executor.cancel("more") == 1
     assert new.data("m", "undone") == b"1"
 
 
@@ -409,6 +576,37 @@ def test_a_worker_hands_over_after_a_while(local: Local, monkeypatch: pytest.Mon
     monkeypatch.undo()
     local.drain()
     assert local.active("op") == []
+
+
+def test_a_worker_hands_over_between_batches(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many machines without a handler, too, are spread over several tasks; each ends some. (semantics 31)"""
+    local.add("op", *[Plain(n) for n in range(250)])
+    local.driver.run(cancel.begin(local.keys(), "op", "x", children=False))
+    local.make_due("~cancel:op")
+    monkeypatch.setattr("smqueue.cancelling.WORKER_S", -1.0)
+    monkeypatch.setattr("smqueue.drain.DRAIN_S", -1.0)
+    left: list[int] = []
+    for _ in range(3):
+        local.drain()
+        left.append(len(local.active("op")))
+    assert left == [150, 50, 0]
+    assert local.redis.get(local.keys().control("op")) is None
+
+
+def test_many_cancellings_are_spread_over_several_tasks(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain that has claimed many ends in time: it goes on with some, and the rest is leased. (semantics 31)"""
+    ops = [f"op{n}" for n in range(5)]
+    for op in ops:
+        local.add(op, Plain(1))
+        local.driver.run(cancel.begin(local.keys(), op, "x", children=False))
+        local.make_due(f"~cancel:{op}")
+    monkeypatch.setattr("smqueue.drain.DRAIN_S", -1.0)
+    hints = local.sent.hints
+    local.drain()
+    left = [op for op in ops if local.active(op)]
+    assert len(left) == 4
+    assert local.sent.hints > hints
+    assert all(local.redis.zscore(local.keys().schedule, f"~cancel:{op}") > local.now_ms() for op in left)
 
 
 def test_the_entry_of_a_cancelling_is_renewed(local: Local) -> None:

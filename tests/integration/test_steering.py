@@ -472,7 +472,8 @@ def test_children_of_an_interrupted_cancel(local: Local, monkeypatch: pytest.Mon
 
 
 def test_a_quarantined_and_a_paused_machine_can_be_cancelled(local: Local) -> None:
-    """Neither quarantine nor pause keeps a machine from being cancelled; both are lifted with it. (semantics 20)"""
+    """Neither quarantine nor pause keeps a machine from being cancelled; the quarantine is lifted with it.
+    (semantics 20)"""
     local.add("op", Waiting(1))
     local.executor.signal("op", go, "fail")
     local.until(lambda: local.explained("op").status == "quarantined", "it to be set aside")
@@ -480,6 +481,46 @@ def test_a_quarantined_and_a_paused_machine_can_be_cancelled(local: Local) -> No
     assert local.explained("op").status == "paused"
     assert local.executor.cancel("op") == 1
     assert local.redis.hlen(local.keys().quarantine) == 0
+
+
+@pytest.mark.parametrize("when", ["before", "during", "again"])
+def test_a_pause_outlives_a_cancelling(local: Local, when: str) -> None:
+    """Once ``pause`` has returned nothing of the operation commits until the resume, be it being cancelled then or
+    later: what is added after the cancelling waits. (semantics 20)"""
+    local.add("op", Waiting(1))
+    if when != "during":
+        local.executor.pause("op", reason="a pause: 100%")
+    local.driver.run(cancel.begin(local.keys(), "op", "half way", children=False))
+    if when != "before":
+        local.executor.pause("op", reason="a pause: 100%")
+    local.driver.run(cancel.begin(local.keys(), "op", "all the way", children=True))
+    (before,) = local.executor.paused()
+    local.make_due("~cancel:op")
+    local.settle("op")
+    assert [found.cancelled for _, found in local.executor.get_inactive_states("op")] == ["all the way"]
+    (machine,) = local.add("op", Other(2))
+    local.executor.signal("op", go, "done", machine=machine)
+    local.run()
+    assert local.explained("op").status == "paused"
+    assert local.executor.paused() == [before]
+    assert (before.operation_id, before.reason) == ("op", "a pause: 100%")
+    local.executor.resume("op")
+    local.settle("op")
+    assert ends(local) == [2]
+    assert local.executor.paused() == []
+
+
+def test_a_pause_is_lifted_during_a_cancelling(local: Local) -> None:
+    """A ``resume`` that comes before the end of the cancelling leaves that alone, and no pause stands after it.
+    (semantics 20)"""
+    local.add("op", Waiting(1))
+    local.driver.run(cancel.begin(local.keys(), "op", "half", children=False))
+    local.executor.pause("op")
+    local.executor.resume("op")
+    assert local.executor.paused() == []
+    local.make_due("~cancel:op")
+    local.settle("op")
+    assert [found.cancelled for _, found in local.executor.get_inactive_states("op")] == ["half"]
     assert local.redis.get(local.keys().control("op")) is None
 
 
@@ -573,6 +614,47 @@ def test_a_cancel_that_another_has_finished_ends_nothing_later(local: Local) -> 
     with local.around_trips(before=meddle):
         Relay(local.driver, local.keys(), local.instances, local.engine.outbound).other("~cancel:op")
     assert local.active("op") == [Waiting(2)]
+
+
+@pytest.mark.parametrize("shards", [1, 8])
+def test_who_helps_with_a_cancel_that_is_over_ends_no_child(play: Play, shards: int) -> None:
+    """Once a cancel with children has returned, nothing that is added to those is ended by a worker that was helping
+    with it, in no shard. (semantics 5)"""
+    local = play(steered=steered, shards=shards)
+    other, child = local.another(), local.keys("grandchild")
+    op = next(f"p{n}" for n in range(100) if shards == 1 or local.keys(f"p{n}").shard != child.shard)
+    local.add(op, Waiting(1))
+    local.executor.signal(op, go, "child of")
+    local.run()
+    local.driver.run(cancel.begin(local.keys(op), op, "mine", children=True))
+    trips = iter(range(1_000))
+
+    def meddle(_: RoundTrip) -> None:
+        if next(trips) == 1:  # it has seen that it is being cancelled
+            assert other.executor.cancel(op, "mine", children=True) == 2
+            other.add("grandchild", Other(2))
+
+    with local.around_trips(before=meddle):
+        Relay(local.driver, local.keys(op), local.instances, local.engine.outbound).other(f"~cancel:{op}")
+    assert local.active("grandchild") == [Other(2)]
+
+
+def test_many_children_are_cancelled_over_several_tasks(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children are looked at page by page, and a worker keeps its time among them, too. (semantics 31)"""
+    children = [f"child{n}" for n in range(1_000)]
+    local.executor.add_state_machines([StateMachine(op, Other(1)) for op in ["op", *children]])
+    local.redis.sadd(local.keys().children("op"), *children, "op")
+    local.driver.run(cancel.begin(local.keys(), "op", "all", children=True))
+    local.make_due("~cancel:op")
+    monkeypatch.setattr("smqueue.cancelling.WORKER_S", -1.0)
+    trips: list[RoundTrip] = []
+    with local.around_trips(before=trips.append):
+        Relay(local.driver, local.keys(), local.instances, local.engine.outbound).other("~cancel:op")
+    assert len(trips) < 15
+    assert local.active("op") == [Other(1)]
+    monkeypatch.undo()
+    assert local.executor.cancel("op", "all", children=True) == 1_001
+    assert not list(local.executor.get_active_operations())
 
 
 def test_cancel_of_children_in_other_shards(play: Play) -> None:
