@@ -24,6 +24,8 @@ from tests.simulation.processes import KEYS, NOTHING, Actor, Ghost, Live, Point,
 Choice = tuple[int, str]
 LOG = KEYS.data("m", "log")
 UNWATCH = Read((), (("UNWATCH",),))
+LONGEST = 500
+"""Steps of one schedule: the longest that ends has fewer than half as many."""
 Did = tuple[frozenset[str], frozenset[str]]
 """Keys that a step has looked at, and that it has changed."""
 
@@ -172,6 +174,8 @@ class Explorer:
     def _descend(self, world: World, path: list[Frame], seen: dict[int, list[frozenset[Choice]]]) -> bool:
         """Go on to the end of a schedule; whether it was reached, rather than something seen before."""
         while choices := self._choices(world):
+            if len(path) > LONGEST:
+                raise Violated("it goes round and round")
             sleep: dict[Choice, Did] = {}
             if path:
                 here = path[-1]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from smqueue.drivers.scripts import Script, script
-from smqueue.protocols import others
+from smqueue.protocols import cancel, others
 from smqueue.protocols.decide import Look
 from smqueue.relay import Relay
 from smqueue.roundtrip import Command, Commit, Read, RoundTrip, read
@@ -132,6 +132,12 @@ def _apply_then_remove(self: Relay, request: Any, told: Any) -> None:
     self.driver.run(requests.remove(self.keys, request.raw))
 
 
+def _look_once(self: Any) -> Any:
+    if not hasattr(self, "looked"):
+        self.looked = self.run.driver.run(cancel.noted(self.keys, self.op))
+    return self.looked
+
+
 def _terminal(command: Command) -> bool:
     """The touching of a guard by who enters a terminal state: a commit id without what a machine is made of."""
     return command[0] == "SET" and ":machine:" in str(command[1]) and not str(command[2]).startswith("[")
@@ -196,6 +202,8 @@ MUTATIONS = [
              replaced("smqueue.relay.Relay._signal", _apply_then_remove)), "left_behind", ("own", "relay"), 1),
     Mutation("a lone machine does not register when another comes", replaced("smqueue.protocols.spawn.register",
              lambda *_: []), "waiting", ("add_batch", "pump")),
+    Mutation("a cancelling does not look how it was begun", replaced("smqueue.cancelling._Operation._look", _look_once),
+             "kept", ("cancel", "cancel_by_force")),
     Mutation("a held machine is not looked for again", scripted("hold", ("if redis.call('EXISTS', KEYS[2]) == 1 then",
              "if true then")), "claimed", ("stopped_first", "pause", "resume")),
 ]  # fmt: skip

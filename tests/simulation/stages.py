@@ -162,6 +162,11 @@ def cancel(p: Process) -> Any:
         return unfinished.left
 
 
+def cancel_by_force(p: Process) -> Any:
+    """Without cancel handlers: it joins a cancelling that is under way."""
+    return p.executor.cancel("o", "now", force=True)
+
+
 def finish(p: Process) -> Any:
     """A worker that goes on with a cancelling."""
     return p.relay.other("~cancel:o")
@@ -252,8 +257,8 @@ def _pass(p: Process, us: int) -> Any:
 
 ACTORS: list[Actor] = [
     add, add_batch, add_short, signal_stay, signal_end, signal_mid, signal_work, signal_again, drain, stopped_first,
-    stopped_second, renew, attempt, attempt_under_way, host, ended_task, pump, pause, resume, cancel, finish,
-    retry, retry_all, count,
+    stopped_second, renew, attempt, attempt_under_way, host, ended_task, pump, pause, resume, cancel,
+    cancel_by_force, finish, retry, retry_all, count,
     spawn, relay, relay_cut_off, relay_unsendable, own, ask, sweep, deadline_passes, lease_passes,
 ]  # fmt: skip
 
@@ -456,13 +461,16 @@ STAGES: list[Callable[[Process, Store], None]] = [
 
 
 ONLY: dict[str, list[tuple[Actor, Actor]]] = {
-    "kept": [(cancel, other) for other in (cancel, drain, add, signal_end, count, pause)],
-    "cancelling": [(finish, other) for other in (finish, drain, add_batch, signal_end, relay, lease_passes, cancel)],
-    "stuck": [(finish, other) for other in (finish, cancel, retry_all)],
+    "kept": [(cancel, other) for other in (cancel, cancel_by_force, drain, add, signal_end, count, pause, resume)],
+    "cancelling": [
+        (finish, other)
+        for other in (finish, drain, add_batch, signal_end, relay, lease_passes, cancel, cancel_by_force, pause)
+    ],
+    "stuck": [(finish, other) for other in (finish, cancel, cancel_by_force, retry_all)],
 }
 """Stages in which no more than these pairs are explored: what else could meet there meets in others as well."""
 
-HERE_ONLY = {finish, retry_all}
+HERE_ONLY = {finish, cancel_by_force, retry_all}
 """Who has nothing to do in any other stage, or does what another does."""
 
 
