@@ -91,7 +91,7 @@ class Drain:
                     self.outbound.hint(self.keys.namespace, self.keys.shard)
                 return moved
 
-    def _handle(self, due: Due, until: float) -> int:
+    def _handle(self, due: Due, until: float = float("inf")) -> int:
         moved = self._move(due)
         for one in due.unreadable:
             self._unreadable(one)

@@ -1,12 +1,14 @@
 """Spans of OpenTelemetry. The one module that knows it; where it is not in use, nothing here does anything.
 
-It is in use once the program has imported it and set a tracer provider. A span's context is passed on as a *header*:
+It is in use once the program has imported it and set a tracer provider. What that raises, a sampler or a processor of
+the program's, costs a span and no more: it is logged once. A span's context is passed on as a *header*:
 its W3C ``traceparent``, with its ``tracestate``, if it has one, behind a blank. Baggage is not passed on: it would be
 stored with machines, and holds whatever anybody has put there.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -25,6 +27,7 @@ Y = TypeVar("Y")
 T = TypeVar("T")
 Attribute = str | int | bool
 
+log = logging.getLogger("smqueue.tracing")
 SYSTEM = "smqueue"
 _well_formed = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}( [ !#-\[\]-~]{1,512})?").fullmatch
 """Printable ASCII without quotes and backslashes: scripts look for a header at the head of a JSON text."""
@@ -59,22 +62,26 @@ class Span:
 
     def tell(self, attributes: Mapping[str, Attribute]) -> None:
         """Add what has become known."""
-        self._span.set_attributes({f"{SYSTEM}.{name}": value for name, value in attributes.items()})
+        with _harmless():
+            self._span.set_attributes({f"{SYSTEM}.{name}": value for name, value in attributes.items()})
 
     def happened(self, event: str) -> None:
         """Note that something has happened meanwhile."""
-        self._span.add_event(f"{SYSTEM}.{event}")
+        with _harmless():
+            self._span.add_event(f"{SYSTEM}.{event}")
 
     def failed(self, kind: str, text: str) -> None:
         """It has failed with this type of error. No traceback: nobody knows what its last line holds."""
         from opentelemetry import trace
 
-        self._span.add_event("exception", {"exception.type": kind, "exception.message": text})
-        self._span.set_status(trace.Status(trace.StatusCode.ERROR, text))
+        with _harmless():
+            self._span.add_event("exception", {"exception.type": kind, "exception.message": text})
+            self._span.set_status(trace.Status(trace.StatusCode.ERROR, text))
 
     def end(self) -> None:
         """It is over."""
-        self._span.end()
+        with _harmless():
+            self._span.end()
 
 
 def header_of(span: Span | None) -> str:
@@ -104,8 +111,15 @@ def begin(
         parent: The header of its parent, of whatever form; unless given, the current span.
         link: The header of another that has led to it.
     """
-    if (tracer := _tracer()) is None:
-        return None
+    with _harmless():
+        if (tracer := _tracer()) is not None:
+            return _begun(tracer, operation, kind, attributes, parent, link)
+    return None
+
+
+def _begun(
+    tracer: api.Tracer, operation: str, kind: str, attributes: Mapping[str, Attribute], parent: str | None, link: str
+) -> Span | None:
     from opentelemetry import trace
 
     linked = trace.get_current_span(_context(link)).get_span_context() if link and link != parent else None
@@ -186,7 +200,8 @@ def injected() -> dict[str, str]:
     if _tracer() is not None:
         from opentelemetry import propagate
 
-        propagate.inject(headers)
+        with _harmless():
+            propagate.inject(headers)
     return headers
 
 
@@ -216,6 +231,22 @@ def without(headers: dict[str, Any]) -> None:
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------
+
+_raised = False
+"""Whether that is logged already."""
+
+
+@contextmanager
+def _harmless() -> Generator[None]:
+    """In the block the program's provider may raise what it likes."""
+    global _raised
+    try:
+        yield
+    except Exception as error:
+        if not _raised:
+            _raised = True
+            log.exception("the tracer provider raises, and spans are missing; this is said once: %s", error_text(error))
+
 
 _made: tuple[Any, Any] | None = None
 """A provider, and our tracer of it."""

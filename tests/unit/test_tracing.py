@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
 from smqueue import (
@@ -466,6 +467,49 @@ def test_what_is_not_sampled_stays_so(executor: LocalExecutor) -> None:
         executor.advance(hours=1)
     assert not producer.spans
     assert [one["operation_id"] for one in worker.named("smqueue.transition")] == ["plain"]
+
+
+class Broken(Sampler, SpanProcessor):
+    """The program's own part of a provider, which raises at one point."""
+
+    def __init__(self, where: str) -> None:
+        self.where, self.asked = where, 0
+
+    def _at(self, where: str) -> None:
+        if where == self.where:
+            self.asked += 1
+            raise RuntimeError("on purpose")
+
+    def should_sample(self, *args: Any, **given: Any) -> Any:
+        self._at("sampler")
+        return ALWAYS_ON.should_sample(*args, **given)
+
+    def get_description(self) -> str:
+        return "broken"
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        self._at("start")
+
+    def on_end(self, span: Any) -> None:
+        self._at("end")
+
+
+@pytest.mark.parametrize("where", ["sampler", "start", "end"])
+def test_a_provider_that_raises_costs_spans_only(
+    executor: LocalExecutor, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sampler or a processor that raises keeps no machine from moving, in no process; it is logged, once."""
+    monkeypatch.setattr(tracing, "_raised", False)
+    broken = Broken(where)
+    with recording(broken) as recorder:
+        recorder.provider.add_span_processor(broken)
+        for op in ("o", "p"):
+            executor.add_state_machines([StateMachine(op, Awaiting("x"))])
+            executor.signal(op, nudge)
+        executor.run_until_idle()
+    assert [executor.states(op) for op in ("o", "p")] == [[Done("nudged")]] * 2
+    assert broken.asked > 4
+    assert len([record for record in caplog.records if "on purpose" in record.getMessage()]) == 1
 
 
 def caller(trace_id: int, state: TraceState | None = None) -> Any:
