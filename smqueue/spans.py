@@ -14,6 +14,7 @@ from smqueue.records import kind_of
 from smqueue.tracing import Attribute, Span
 
 MOVING = frozenset({"moved", "merged", "kept"})
+"""What has become of a machine when something was committed."""
 
 
 def add_span(operations: Collection[str]) -> Span | None:

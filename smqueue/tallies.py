@@ -13,7 +13,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 from weakref import WeakSet
@@ -22,7 +22,8 @@ from smqueue.drivers.driver import Driver
 from smqueue.errors import SmqueueError
 from smqueue.keys import Keys, decode, encode
 from smqueue.protocols.claim import Claimed
-from smqueue.roundtrip import Command, Commit, Steps, commit
+from smqueue.roundtrip import Command, Commit, Steps, commit, read
+from smqueue.spans import MOVING
 
 log = logging.getLogger("smqueue.tallies")
 T = TypeVar("T")
@@ -31,11 +32,14 @@ FLUSHED_S = 5.0
 """How often a process adds what it has counted to Redis."""
 MOST = 100
 """How many series one state may have of one tally: names of errors, and those of dynamic triggers, may have no end."""
+KEPT = 50_000
+"""About how many fields the sums may have in Redis, 80 bytes each: the names that all processes of years have used, a
+hundred each, may have no end either. What is new then is counted under ``other``."""
 OTHER = "other"
 KNOWN_RACES = 1_000
 """Ways in which races end whose series are found at one look."""
-TOGETHER = 1_000
-"""Commands of one EXEC."""
+TOGETHER = 100
+"""Series of one EXEC, with up to 14 fields each."""
 
 
 class Tally(NamedTuple):
@@ -68,7 +72,6 @@ MARGIN = Tally("margin", ("module", "state", "trigger"), LONGEST)
 DRAIN = Tally("drain", (), (0, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000))
 COMMITS = Tally("commits", ("module", "outcome"))
 CONFLICTS = Tally("conflicts", ())
-MOVING = frozenset({"moved", "merged", "kept"})
 
 
 class Tallies:
@@ -191,25 +194,52 @@ class Tallies:
         """Add what was counted since the last time to Redis; what Redis does not take is lost."""
         if self._driver is None or self._keys is None:
             return
-        commands = list(self._taken(self._keys.tallies))
-        for at in range(0, len(commands), TOGETHER):
+        taken = self._taken()
+        for at in range(0, len(taken), TOGETHER):
             try:
-                self._driver.run(commit(commands[at : at + TOGETHER]))
+                self._driver.run(_add(self._keys.tallies, taken[at : at + TOGETHER]))
             except SmqueueError as error:  # not again: it may have been applied; that Redis is away the pump says
                 log.debug("statistics of some seconds are lost: %s", error)
 
-    def _taken(self, name: str) -> Iterator[Command]:
+    def _taken(self) -> list[Taken]:
         with self._lock:
             taken = [(key, series[:]) for key, series in self._series.items() if any(series)]
             for key, _ in taken:
                 self._series[key][:] = [0] * len(self._series[key])
-        for (tally, *labels), series in taken:
-            bounds = self._tallies[tally].bounds
-            parts = [f":{bound}" for bound in (*bounds, "inf", "sum")] if bounds else [""]
-            end = "".join(f" {encode(label)}" for label in labels)
-            for part, value in zip(parts, series, strict=True):
-                if value:
-                    yield ("HINCRBY", name, f"{tally}{part}{end}", value)
+        return [(self._tallies[name], tuple(labels), series) for (name, *labels), series in taken]
+
+
+Taken = tuple[Tally, tuple[str, ...], list[int]]
+"""What a process has counted of one series."""
+
+
+def _add(name: str, taken: Sequence[Taken]) -> Steps[None]:
+    """Add to the sums of all processes; 2 round trips, 3 when they have as many fields as they may."""
+    series = [(tally, _fields(tally, labels), counted) for tally, labels, counted in taken]
+    (fields,) = yield from read([], ("HLEN", name))
+    if fields >= KEPT:
+        looks: list[Command] = [("HMGET", name, *fields) for _, fields, _ in series]
+        known = yield from read([], *looks)
+        others = [_fields(tally, (OTHER,) * len(tally.labels)) for tally, _, _ in series]
+        series = [
+            (tally, fields if any(values) else other, counted)
+            for (tally, fields, counted), other, values in zip(series, others, known, strict=True)
+        ]
+    yield from commit(
+        [
+            ("HINCRBY", name, field, value)
+            for _, fields, counted in series
+            for field, value in zip(fields, counted, strict=True)
+            if value
+        ]
+    )
+
+
+def _fields(tally: Tally, labels: Sequence[str]) -> list[str]:
+    """The fields of a series: one, or one for each bucket and their sum."""
+    parts = [f":{bound}" for bound in (*tally.bounds, "inf", "sum")] if tally.bounds else [""]
+    end = "".join(f" {encode(label)}" for label in labels)
+    return [f"{tally.name}{part}{end}" for part in parts]
 
 
 _all: WeakSet[Tallies] = WeakSet()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from smqueue.errors import OutboxFull, error_text
 from smqueue.keys import Keys
-from smqueue.protocols.bounds import HINT_MS, LEASE_MS, REQUESTS_KEPT, RESENDS
+from smqueue.protocols.bounds import LEASE_MS, REQUESTS_KEPT, RESENDS
 from smqueue.roundtrip import Steps, call, commit, read, repeat, text
 
 plain = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -79,8 +79,8 @@ def ask(keys: Keys, data: Mapping[str, Any]) -> Steps[None]:
     Raises:
         OutboxFull: No worker has come to ``REQUESTS_KEPT`` earlier ones yet.
     """
-    names = (keys.requests, keys.schedule, keys.hint, keys.marker("ask:" + str(data["id"])), keys.wake)
-    args = (stored(data, 0), HINT_MS, ANSWER_S, REQUESTS_KEPT)
+    names = (keys.requests, keys.schedule, keys.marker("ask:" + str(data["id"])), keys.wake)
+    args = (stored(data, 0), ANSWER_S, REQUESTS_KEPT)
     if not (yield from repeat("ask", names, args, bool, RESENDS)):
         raise OutboxFull(f"namespace {keys.namespace}", REQUESTS_KEPT, "no worker has come to them; ask again later")
 

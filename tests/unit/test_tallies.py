@@ -108,6 +108,33 @@ def test_labels_are_bounded(deployment: Deployment, redis_client: redis.Redis) -
     assert Series(("m", "T", "t", "Error"), {"": 1}) in found
 
 
+def test_the_sums_of_all_processes_are_bounded(
+    deployment: Deployment, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process has names of its own: once there are so many, new series are counted together, and nothing is lost;
+    what is known goes on."""
+    keys, most = deployment.keys("any"), 200
+    monkeypatch.setattr("smqueue.tallies.KEPT", most)
+    sizes: list[Any] = []
+    for process in range(20):
+        tallies = Tallies(deployment.driver, keys)
+        for n in range(50):
+            tallies.count(HANDLER_FAILED, "m", "S", "t", f"Error{process}/{n}")
+            tallies.observe(HANDLER, n, "m", f"S{process}", "t")
+        tallies.count(HANDLER_FAILED, "m", "S", "t", "Error0/0")
+        tallies.flush()
+        sizes.append(redis_client.hlen(keys.tallies))
+    assert sizes[-1] == sizes[-5] < most + 100
+    found = summed(redis_client, keys)
+    failed = {one.labels: one.parts[""] for one in found["handler_failed"]}
+    assert sum(failed.values()) == 20 * 51
+    assert failed["m", "S", "t", "Error0/0"] == 21
+    assert failed["other", "other", "other", "other"] > 500
+    handled = {one.labels: one.parts for one in found["handler"]}
+    assert handled["other", "other", "other"]["sum"] % sum(range(50)) == 0
+    assert sum(parts["1000"] for parts in handled.values()) == 20 * 50
+
+
 def test_what_an_exec_has_refused_is_counted() -> None:
     """A conflict is an EXEC that was refused: what a protocol returns and raises, its looks, its successes and lost
     replies are as without counting."""
