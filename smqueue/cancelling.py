@@ -27,7 +27,7 @@ from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id, shard_of
 from smqueue.logs import about
 from smqueue.outbound import Outbound
-from smqueue.protocols import cancel, runs
+from smqueue.protocols import cancel, requests, runs
 from smqueue.protocols.bounds import MAX_ALONE, PARK_MS
 from smqueue.protocols.cancel import Ended, Leaving, Noted
 from smqueue.retry import Retry
@@ -38,6 +38,9 @@ ELSEWHERE_MS = 2_000
 """When a worker that lacks the code of a cancel handler looks again; others may look sooner."""
 WORKER_S = 5.0
 """After this long a worker hands over to another message, that no task runs for long."""
+
+UNSTARTED = b"~requests"
+"""Among what has to stay: requests of its transitions that could not be done."""
 
 Own = Callable[[Keys, Sequence[bytes]], None]
 """Does what a commit has left to be done right after it."""
@@ -126,6 +129,8 @@ class _Operation:
         self._noted: Noted | None = None
         self._begun = False
         """Whether the cancelling of all its children has been begun."""
+        self._started = False
+        """Whether those that are to be started in other shards have been."""
         self._children: dict[str, Keys] = {}
         self._stay: dict[bytes, str] = {}
         """What has to stay: why."""
@@ -141,8 +146,9 @@ class _Operation:
         while True:
             noted, stay = self._look(), len(self._stay)
             in_time = noted is None or (self._begin_children(noted) and self._pass(noted))
-            if driver.run(cancel.lift(keys, op)) or noted is None:
+            if UNSTARTED not in self._stay and (driver.run(cancel.lift(keys, op)) or noted is None):
                 return self._children
+            assert noted is not None
             if not in_time or self.run.late:
                 driver.run(cancel.put_off(keys, op, noted, 0))
                 self.run.outbound.hint(keys.namespace, keys.shard)
@@ -160,7 +166,7 @@ class _Operation:
         """The cancelling as it is now: whoever has begun it again may have asked for more, and what stayed may go."""
         noted = self.run.driver.run(cancel.noted(self.keys, self.op))
         if noted is None or self._noted is None or noted.raw != self._noted.raw:
-            self._noted, self._begun = noted, False
+            self._noted, self._begun, self._started = noted, False, False
             self._stay.clear()
             self._again_ms.clear()
         return noted
@@ -173,6 +179,8 @@ class _Operation:
             by_shard: dict[int, list[str]] = {}
             for child in found:
                 by_shard.setdefault(shard_of(child, self.run.instances.shards), []).append(child)
+            if not self._started and set(by_shard) - {self.keys.shard}:
+                self._start_children(noted)
             for shard, ops in by_shard.items():
                 if not self._begin_in(shard, ops, noted):
                     return True  # it is over, or was begun anew: the next look tells
@@ -180,6 +188,20 @@ class _Operation:
             if self.run.late and not self._begun:
                 return False
         return True
+
+    def _start_children(self, noted: Noted) -> None:
+        """What it has started in another shard may not be there yet: that is done now, and ends like the others."""
+        driver, self._started = self.run.driver, True
+        if not (asked := driver.run(cancel.unstarted(self.keys, self.op))):
+            return
+        self.run.own(self.keys, asked)
+        left = driver.run(cancel.unstarted(self.keys, self.op))
+        if noted.force:
+            for request in left:
+                driver.run(requests.remove(self.keys, request))
+        elif left:
+            self._stay[UNSTARTED] = "what it has started in another shard cannot be started here"
+            self._again_ms.append(self._elsewhere_ms)
 
     def _begin_in(self, shard: int, ops: Sequence[str], noted: Noted) -> bool:
         """Only while it is under way itself: who helps with what others have finished ends nothing that comes later."""

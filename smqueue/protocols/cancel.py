@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from smqueue.chain import Chain
 from smqueue.errors import CommitFailed, InvalidInput, SecretDamaged, SmqueueError, UndecodableRecord
@@ -32,7 +32,7 @@ from smqueue.protocols.bounds import LEASE_MS
 from smqueue.protocols.decide import Look, decide
 from smqueue.protocols.spawn import Spawned, start, tail, unbegun
 from smqueue.protocols.transition import attempt_id
-from smqueue.records import Active, Field, Machine, Placed, compact
+from smqueue.records import Active, Field, Machine, Placed, compact, loads
 from smqueue.retry import Retry
 from smqueue.roundtrip import Command, LostReply, Steps, back_off, commit, read, time_us
 from smqueue.standing import TIME, begun, parse_inactive, watched, watchers
@@ -40,6 +40,7 @@ from smqueue.transaction import Transaction
 
 BATCH = 100
 MAX_ATTEMPTS = 100
+REQUESTS = 500
 UNDOING = "undoing"
 """Of a race: how often a worker has begun to run the machine's cancel handler, and has not come back from it."""
 
@@ -199,6 +200,41 @@ def children_of(keys: Keys, op: str, cursor: Any) -> Steps[tuple[Any, list[str]]
     """
     ((cursor, members),) = yield from read([], ("SSCAN", keys.children(op), cursor, "COUNT", BATCH))
     return cursor, [member.decode() for member in members]
+
+
+def unstarted(keys: Keys, op: str) -> Steps[list[bytes]]:
+    """Requests that are to start, in other shards, what its transitions have started; 2 round trips for each 500.
+
+    No more of them come. The list is long only while the broker is away, and then stands still: where pages do not
+    meet, requests between them were done meanwhile, and it is looked at from the start.
+    """
+    found, at, last = dict[bytes, None](), 0, None
+    while True:
+        (items,) = yield from read([], ("LRANGE", keys.requests, at, at + REQUESTS))
+        if last is not None and items[:1] != [last]:
+            at, last = 0, None
+            continue
+        started = {raw: ops for raw in items if (ops := _started_by(raw))}
+        looks: list[Command] = [("SISMEMBER", keys.children(op), one) for ops in started.values() for one in ops]
+        ours = dict(zip(looks, (yield from read([], *looks)) if looks else (), strict=True))
+        children = {str(look[2]) for look, is_one in ours.items() if is_one}
+        found |= {raw: None for raw, ops in started.items() if ops & children}
+        if len(items) <= REQUESTS:
+            return list(found)
+        at, last = at + REQUESTS, items[-1]
+
+
+def _started_by(raw: bytes) -> set[str]:
+    """The operations that a request is to start machines in."""
+    if b'"kind":"add"' not in raw:  # most are tasks, and may be large
+        return set()
+    with suppress(ValueError):
+        match loads(raw):
+            case {"kind": "add", "machines": list(machines)}:
+                return {one["operation_id"] for one in cast("list[dict[str, str]]", machines)}
+            case _:
+                pass
+    return set()
 
 
 def page(keys: Keys, instances: Instances, op: str, cursor: Any, force: bool) -> Steps[tuple[Any, list[Leaving]]]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from smqueue import Context, Module, Retry, State, StateMachine, Transaction, after, call, finished, poll
-from smqueue.errors import AmbiguousModule, InvalidInput, OperationFinished, UnknownModule
+from smqueue.errors import AmbiguousModule, CancelUnfinished, InvalidInput, OperationFinished, UnknownModule
 from smqueue.protocols import cancel, control, runs
 from smqueue.relay import Relay
 from smqueue.roundtrip import Call, Commit, Read, RoundTrip
@@ -667,6 +667,43 @@ def test_cancel_of_children_in_other_shards(play: Play) -> None:
     assert local.executor.has_active_states("grandchild")
     local.executor.cancel(parent, children=True)
     assert not local.executor.has_active_states("grandchild")
+
+
+@pytest.mark.parametrize("who", ["itself", "a worker", "force"])
+def test_cancel_of_children_that_are_not_there_yet(play: Play, who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operation that a transition has started in another shard is cancelled with it, although its machine is a
+    request still; by a worker, when who cancels lacks its code. By force it is not started any more.
+    (semantics 5, 18)"""
+    local = play(steered=steered, shards=8)
+    bare = Local(local.settings.url, local.namespace, {}, shards=8)
+    parent = next(f"p{n}" for n in range(100) if local.keys(f"p{n}").shard != local.keys("grandchild").shard)
+    local.add(parent, Waiting(1))
+    local.executor.signal(parent, go, "child of")
+    with monkeypatch.context() as patch:
+        patch.setattr(Relay, "own", lambda *_: None)  # its worker dies
+        local.run()
+    keys = local.keys(parent)
+    fillers = [
+        b'{"kind":"task","id":"%d","name":"x","args":[],"kwargs":{},"options":{},"due":9e15}' % n for n in range(1_200)
+    ]
+    local.redis.lpush(keys.requests, *fillers)
+    assert not local.executor.has_active_states("grandchild")
+    match who:
+        case "itself":
+            assert local.executor.cancel(parent, "all", children=True) == 2
+        case "a worker":
+            with pytest.raises(CancelUnfinished, match="another shard"):
+                bare.executor.cancel(parent, "all", children=True)
+            local.settle(parent)
+            local.until(lambda: local.redis.get(keys.control(parent)) is None, "it to be over")
+        case _:
+            assert bare.executor.cancel(parent, "all", children=True, force=True) == 1
+    local.requests_due()
+    local.run()
+    assert not local.executor.has_active_states("grandchild")
+    past = [found.cancelled for _, found in local.executor.get_inactive_states("grandchild")]
+    assert past == ([] if who == "force" else ["all"])
+    assert local.redis.llen(keys.requests) == 0
 
 
 def test_a_resume_whose_caller_dies_is_finished_by_a_worker(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ MANY = [
 """Who meets ``signal_many``: two signals in one write, each of which the pairs have alone."""
 
 READ_ONLY = {
-    "claim.pump", "runs.peek", "others.has_finished", "others.has_reached",
+    "claim.pump", "runs.peek", "others.has_finished", "others.has_reached", "cancel.unstarted",
 }  # fmt: skip
 """What changes nothing needs nobody to meet."""
 
