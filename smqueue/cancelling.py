@@ -144,8 +144,15 @@ class _Operation:
         """
         driver, keys, op = self.run.driver, self.keys, self.op
         while True:
-            noted, stay = self._look(), len(self._stay)
-            in_time = noted is None or (self._begin_children(noted) and self._pass(noted))
+            noted, in_time = self._look(), True
+            if noted is not None and noted.children and not (noted.begun or self._begun):
+                in_time = self._begin_children(noted)
+                if in_time and UNSTARTED not in self._stay:
+                    driver.run(cancel.children_begun(keys, op, noted))
+                    continue
+            stay = len(self._stay)
+            if noted is not None and in_time:
+                in_time = self._pass(noted)
             if UNSTARTED not in self._stay and (driver.run(cancel.lift(keys, op)) or noted is None):
                 return self._children
             assert noted is not None
@@ -174,7 +181,7 @@ class _Operation:
     def _begin_children(self, noted: Noted) -> bool:
         """Begin the cancelling of its children before its own machines end; returns whether there was time for that."""
         cursor = b"0"
-        while noted.children and not self._begun:
+        while not self._begun:
             cursor, found = self.run.driver.run(cancel.children_of(self.keys, self.op, cursor))
             by_shard: dict[int, list[str]] = {}
             for child in found:

@@ -296,7 +296,8 @@ class Executor:
     ) -> int:
         """End every active machine of an operation: inactive, and marked cancelled.
 
-        What a module has declared with ``on_cancel`` runs here, or, where this process lacks its code, in a worker.
+        What a module has declared with ``on_cancel`` runs here, or, where this process lacks its code, in a worker. Two
+        that cancel one operation at the same time get what either has asked for. A pause stands until its ``resume``.
 
         Args:
             operation_id: The operation.
@@ -324,7 +325,8 @@ class Executor:
         """Stop the transitions of an operation, a module, or one state type of a module.
 
         Once this has returned, nothing of it commits until ``resume``. Triggers and deadlines run on: what falls due
-        meanwhile fires at the resume. What is paused already stays as it is.
+        meanwhile fires at the resume. What is paused already stays as it is. An operation that is being cancelled ends
+        nevertheless, and what is added to it later waits.
 
         Args:
             operation_id: An operation; it need not have begun.

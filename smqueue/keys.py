@@ -21,8 +21,8 @@ schedules are ms, both by Redis's clock.
 ``seen:<op>``                    zset    ids of signals → when, ms; bounded
 ``marker:<attempt>``             string  what a commit without a record answered, for a caller who lost the reply
 ``control:<op>`` and             string  ``paused <since, ms> <reason>`` or ``cancelling <since, ms> <how> <reason>``;
-``control:module:<mod>[:<type>]``        ``how`` is 1 for children, 2 by force, 3 for both, else 0; behind a colon,
-                                         percent-encoded, what it says after that, if it is paused, too
+``control:module:<mod>[:<type>]``        ``how`` adds up 1 for children, 2 by force, 4 when those are begun;
+                                         behind a colon, percent-encoded, what it says after that, if it is paused
 ``controls``                     zset    the controls that are paused, without ``control:`` → since when, ms
 ``held:<control>``               set     entries that fell due while that control was set
 ``quarantine``                   hash    record → JSON: why, since when

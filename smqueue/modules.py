@@ -283,7 +283,11 @@ class Module(Generic[M]):
 
         It runs in the process that cancels, if that has this module, else in a worker. When it raises, the machine
         stays, and a worker tries again with the module's ``retry``; when that is exhausted the machine is quarantined,
-        until ``retry``, another ``cancel``, or ``cancel(force=True)``, which ends it without its handler.
+        until ``retry``, another ``cancel``, or ``cancel(force=True)``, which ends it without its handler; and so it is
+        when its handler has killed two workers.
+
+        A machine that has entered its state before that had a cancel handler is undone, too, by whoever has the code.
+        A process without the module does not know of that, and ends it without: cancel those where the module is.
 
         Args:
             state: A state class of this module, or a tuple of them; each has at most one cancel handler.

@@ -57,22 +57,27 @@ class Noted(NamedTuple):
     reason: str
     paused: str = ""
     """What the control says once it is over, when the operation is paused, too."""
+    begun: bool = False
+    """The cancelling of the children has been begun: what is added to one after its end is left alone."""
 
     @classmethod
-    def parse(cls, raw: bytes | None) -> Noted | None:
+    def parse(cls, raw: object) -> Noted | None:
         """``None``: nothing is being cancelled."""
-        word, *rest = (raw or b"").decode(errors="replace").split(" ", 3)
-        if raw is None or word != "cancelling":
+        if not isinstance(raw, bytes):
+            return None
+        word, *rest = raw.decode(errors="replace").split(" ", 3)
+        if word != "cancelling":
             return None
         since, how, reason = (*rest, "", "", "")[:3]
         flags, _, paused = how.partition(":")
-        return cls(raw, since, flags in {"1", "3"}, flags in {"2", "3"}, reason, decode(paused))
+        bits = int(flags) if flags in {*"01234567"} else 0
+        return cls(raw, since, bool(bits & 1), bool(bits & 2), reason, decode(paused), bool(bits & 4))
 
-    def joined(self, reason: str, children: bool, force: bool) -> str:
-        """The control once it is begun again: what either asks for is done, and a pause stands until its resume."""
-        flags = str(int(children or self.children) + 2 * int(force or self.force))
+    def said(self) -> str:
+        """The control."""
+        flags = str(self.children + 2 * self.force + 4 * self.begun)
         how = f"{flags}:{encode(self.paused)}" if self.paused else flags
-        return f"cancelling {self.since} {how} {reason}"
+        return f"cancelling {self.since} {how} {self.reason}"
 
 
 class Leaving(NamedTuple):
@@ -110,7 +115,8 @@ class Ended(NamedTuple):
 def begin(keys: Keys, op: str, reason: str, children: bool, force: bool = False) -> Steps[None]:
     """From here on no transition of the operation commits, and a worker finishes the cancelling if its caller dies.
 
-    Begun once more it is the same cancelling, which does what either has asked for. 2 round trips.
+    Begun once more it is the same cancelling, which does what either has asked for; a pause stands until its resume.
+    2 round trips.
 
     Raises:
         CommitFailed: After 100 conflicts.
@@ -169,17 +175,28 @@ def begin_with(keys: Keys, ops: Sequence[str], noted: Noted, parent: str | None)
     raise CommitFailed(MAX_ATTEMPTS, "conflict")
 
 
-def _begin(
-    keys: Keys, op: str, raw: bytes | None, now_ms: int, reason: str, children: bool, force: bool
-) -> list[Command]:
+def _begin(keys: Keys, op: str, raw: object, now_ms: int, reason: str, children: bool, force: bool) -> list[Command]:
     """What begins a cancelling, or joins one that is under way."""
-    paused = raw.decode(errors="replace") if raw is not None and raw.startswith(b"paused") else ""
-    fresh = Noted(b"", str(now_ms), children, force, reason, paused)
-    said = (Noted.parse(raw) or fresh).joined(reason, children, force)
     commands: list[Command] = [("ZADD", keys.schedule, now_ms + LEASE_MS, entry_of(op))]
-    if said.encode() != raw:  # else whoever is at it goes on
+    if (so_far := Noted.parse(raw)) is None:
+        paused = raw.decode(errors="replace") if isinstance(raw, bytes) and raw.startswith(b"paused") else ""
+        now = Noted(b"", str(now_ms), children, force, reason, paused)
+    else:  # what either asks for is done
+        again = so_far.begun and not children
+        now = Noted(
+            b"", so_far.since, children or so_far.children, force or so_far.force, reason, so_far.paused, begun=again
+        )
+    if (said := now.said()).encode() != raw:  # else whoever is at it goes on
         commands.append(("SET", keys.control(op), said))
     return commands
+
+
+def children_begun(keys: Keys, op: str, noted: Noted) -> Steps[None]:
+    """Note that the cancelling of all its children has been begun, if this one is under way still; 2 round trips."""
+    control = keys.control(op)
+    (raw,) = yield from read([control], ("GET", control))
+    if raw == noted.raw:
+        yield from commit([("SET", control, noted._replace(begun=True).said())])
 
 
 def entry_of(op: str) -> str:

@@ -465,10 +465,9 @@ def test_children_of_an_interrupted_cancel(local: Local, monkeypatch: pytest.Mon
     with pytest.raises(Killed):
         local.executor.cancel("op", "half", children=True)
     monkeypatch.undo()
-    local.make_due("~cancel:op")
-    local.settle("op")
-    local.run()
-    assert not [op for op in ("child0", "child1") if local.executor.has_active_states(op)]
+    for op in ("op", "child0", "child1"):
+        local.make_due(f"~cancel:{op}")
+    local.settle("op", "child0", "child1")
 
 
 def test_a_quarantined_and_a_paused_machine_can_be_cancelled(local: Local) -> None:
@@ -637,6 +636,30 @@ def test_who_helps_with_a_cancel_that_is_over_ends_no_child(play: Play, shards: 
     with local.around_trips(before=meddle):
         Relay(local.driver, local.keys(op), local.instances, local.engine.outbound).other(f"~cancel:{op}")
     assert local.active("grandchild") == [Other(2)]
+
+
+def test_a_child_that_has_ended_is_left_alone(local: Local) -> None:
+    """What is added to a child whose cancelling is over is not ended by a worker that still tries to end its parent; by
+    a ``cancel`` with children, it is. (semantics 5)"""
+    local.add("op", Waiting(0))
+    local.executor.signal("op", go, "children")
+    local.run()
+    keys = local.keys()
+
+    def die(commit: Commit) -> None:
+        if any(command[0] == "HDEL" and command[1] == keys.active("op") for command in commit.commands):
+            raise Crash
+
+    with pytest.raises(Crash), local.before_commits(die):
+        local.executor.cancel("op", "all", children=True)
+    for child in ("child0", "child1"):
+        local.make_due(f"~cancel:{child}")
+        local.settle(child)
+        local.add(child, Other(5))
+    local.make_due("~cancel:op")
+    local.settle("op")
+    assert local.active("child0") == local.active("child1") == [Other(5)]
+    assert local.executor.cancel("op", "all", children=True) == 2
 
 
 def test_many_children_are_cancelled_over_several_tasks(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
