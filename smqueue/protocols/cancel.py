@@ -302,13 +302,12 @@ def _marked(one: Leaving, aside: bytes | None, raw: bytes | None) -> Leaving:
     One that has entered its state before that had a cancel handler has no mark: who lacks the code ends it without,
     for code that has none at all must be cancelled where there is no code, too.
     """
+    one = one._replace(aside=aside is not None and b'"undo":' in aside)
     try:
         machine = Machine.parse(raw or b"")
-    except ValueError:
+    except (ValueError, TypeError):
         return one._replace(lacking=None)
-    if one.lacking is not None and not machine.undo:
-        return one._replace(lacking=None)
-    return one._replace(aside=aside is not None and b'"undo":' in aside, entry=machine.entry)
+    return one._replace(lacking=one.lacking if machine.undo else None, entry=machine.entry)
 
 
 def end(
