@@ -1,16 +1,19 @@
 """Active machines as they are stored, found a page at a time: readable without the code of any module.
 
-A page takes a bounded time, whatever is looked for among however many: where that ran out the next page goes on.
+A page takes a bounded time, whatever is looked for among however many operations, of however many machines each: where
+that ran out the next page goes on.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+import msgspec
 
 from smqueue.deployment import Deployment
 from smqueue.errors import InvalidInput, SmqueueError
@@ -18,8 +21,9 @@ from smqueue.explain import control_keys
 from smqueue.instances import Instances
 from smqueue.keys import Keys, digest, encode
 from smqueue.queries import moment
-from smqueue.records import Active, Field
+from smqueue.records import Active, Field, Machine, compact, label_of, loads
 from smqueue.roundtrip import Command, Steps, read, time_us
+from smqueue.schemas import HIDDEN
 from smqueue.schemas.sealed import shown
 from smqueue.states import check_operation_id
 
@@ -27,7 +31,13 @@ PAGE = 200
 """How many operations are read in one go."""
 NAMES = 5_000
 """How many names of operations are, where only some are looked at."""
+SCANNED = 100
+"""How many machines of one operation are read in one go, or little more; of one with few all are."""
+TOGETHER = 500
+"""Of so many machines, or little more, the rest is read in one go."""
 BUDGET_S = 0.3
+LONGEST = 4_096
+"""Characters of a cursor: an operation's id has up to 512 bytes, each of which may be escaped."""
 
 
 class Listed(NamedTuple):
@@ -74,7 +84,8 @@ class Found(NamedTuple):
     """A page of machines.
 
     Attributes:
-        machines: At least as many as were asked for, unless time or the operations ran out; of an operation all.
+        machines: At least as many as were asked for, unless time or the machines ran out. What was read in one go is
+            not cut: it may be about 100 more.
         cursor: Where the next page begins; ``None`` after the last.
         looked_at: How many operations were looked at for this page.
     """
@@ -85,25 +96,32 @@ class Found(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where to go on: behind an operation, or, among quarantined machines, at a cursor of HSCAN."""
+    """Where to go on."""
 
     shard: int = 0
     operation: str = ""
+    """Behind this one; before the first when it is empty."""
     score: float = 0.0
+    """Since when that is active, ms."""
     scan: int = 0
+    """A cursor of HSCAN: not behind that operation, but within it; or within the quarantine."""
 
     def dump(self) -> str:
-        return urlsafe_b64encode(json.dumps(self, separators=(",", ":")).encode()).decode()
+        return urlsafe_b64encode(compact(self).encode()).decode()
 
     @classmethod
     def parse(cls, cursor: str | None) -> _Place:
         if cursor is None:
             return cls()
-        try:
-            shard, operation, score, scan = json.loads(urlsafe_b64decode(cursor.encode()))
-            return cls(int(shard), str(operation), float(score), int(scan))
-        except (ValueError, TypeError):
-            raise InvalidInput("cursor", "not one that a page has ended with") from None
+        with suppress(ValueError):
+            if len(cursor) <= LONGEST:
+                place = cls(*_parts(urlsafe_b64decode(cursor.encode())))
+                if place.shard >= 0 and math.isfinite(place.score) and 0 <= place.scan < 2**64:
+                    return place
+        raise InvalidInput("cursor", "not one that a page has ended with")
+
+
+_parts = msgspec.json.Decoder(tuple[int, str, float, int]).decode
 
 
 def search(
@@ -122,29 +140,20 @@ def search(
 
     Raises:
         InvalidInput: An operation id or cursor that is none.
+
+    Redis: commands of at most some hundred records each, as many as there is time for.
     """
-    until, found, looked = time.monotonic() + budget_s, list[Listed](), 0
+    place: _Place | None = _Place.parse(cursor)
+    page = _Page(deployment, instances, wanted, limit, time.monotonic() + budget_s)
     if wanted.operation is not None and not wanted.operation.endswith("*"):
-        keys = deployment.keys(check_operation_id(wanted.operation))
-        return Found(deployment.driver.run(_machines(keys, [wanted.operation], instances, wanted)), None, 1)
-    place = _Place.parse(cursor)
-    while place.shard < len(deployment.all_keys()):
-        keys = deployment.all_keys()[place.shard]
-        step = deployment.driver.run(_step(keys, wanted, place))
-        looked += step.passed
-        for at in range(0, len(step.operations), PAGE):
-            some = step.operations[at : at + PAGE]
-            by_op = dict[str, list[Listed]]()
-            for one in deployment.driver.run(_machines(keys, [name for name, _ in some], instances, wanted)):
-                by_op.setdefault(one.operation_id, []).append(one)
-            for name, score in some:
-                found += by_op.get(name, [])
-                if len(found) >= limit and not wanted.quarantined:
-                    return Found(found, _Place(place.shard, name, score).dump(), looked)
-        place = step.then if step.then is not None else _Place(place.shard + 1)
-        if len(found) >= limit or time.monotonic() > until:
+        place = page.one(check_operation_id(wanted.operation), place)
+        return Found(page.found, place.dump() if place is not None else None, 1)
+    while place is not None and place.shard < len(deployment.all_keys()):
+        place = page.aside(place) if wanted.quarantined else page.some(place)
+        if page.full:
             break
-    return Found(found, place.dump() if place.shard < len(deployment.all_keys()) else None, looked)
+    there = place is not None and place.shard < len(deployment.all_keys())
+    return Found(page.found, place.dump() if place is not None and there else None, page.looked_at)
 
 
 def active_machines(deployment: Deployment, instances: Instances, wanted: Wanted) -> Iterator[Listed]:
@@ -154,19 +163,136 @@ def active_machines(deployment: Deployment, instances: Instances, wanted: Wanted
     while True:
         page = search(deployment, instances, wanted, cursor)
         for one in page.machines:
-            if (one.operation_id, one.machine_id or one.type) not in seen:
-                seen.add((one.operation_id, one.machine_id or one.type))
+            if not one.machine_id or (one.operation_id, one.machine_id) not in seen:
+                seen.add((one.operation_id, one.machine_id))
                 yield one
         if (cursor := page.cursor) is None:
             return
 
 
 def shown_state(instances: Instances, op: str, field: str, version: int) -> Any:
-    """A record's state as JSON: its secrets hidden where its module is known or they are encrypted, else as stored."""
+    """A record's state as JSON, its secrets hidden.
+
+    Of a record that cannot be loaded here, what its type keeps secret and what that does not know are hidden, for the
+    code that wrote it may keep more secret. Without its module it is as stored: what is encrypted is hidden.
+
+    Raises:
+        ValueError: It is garbage.
+    """
     with suppress(SmqueueError):
         _, placed = instances.load(op, field, version)
         return placed.type.codec.redact(placed.type.codec.dump(placed.state))
-    return shown(json.loads(Field.parse(field).state))
+    module, type_name, spelled = Field.parse(field)
+    data = shown(loads(spelled))
+    return _covered(instances, module, type_name, data) if module in instances else data
+
+
+def _covered(instances: Instances, module: str, type_name: str, data: Any) -> Any:
+    """A state that does not load: only values of which it is known that they are no secrets."""
+    known: set[str] = set()
+    with suppress(SmqueueError):  # a module whose file cannot be imported
+        if (state_type := instances.get(module).module.types.get(type_name)) is not None:
+            codec = state_type.codec
+            data = codec.redact(data)
+            known = {field.data_key or name for name, field in getattr(codec.schema, "fields", {}).items()}
+    if not isinstance(data, dict):
+        return HIDDEN
+    return {name: value if name in known else HIDDEN for name, value in cast("dict[str, Any]", data).items()}
+
+
+# --- a page under way ------------------------------------------------------------------------------------------------
+
+
+class _Record(NamedTuple):
+    """An active record as it is stored; ``field`` is ``None`` where only a note in the quarantine is left of it."""
+
+    op: str
+    field: str | None
+    value: bytes
+    note: bytes | None = None
+
+
+class _Page:
+    """What is found until it is enough, or the time is up."""
+
+    def __init__(
+        self, deployment: Deployment, instances: Instances, wanted: Wanted, limit: int, until_s: float
+    ) -> None:
+        self._deployment, self._instances, self._wanted = deployment, instances, wanted
+        self._limit, self._until_s = limit, until_s
+        self.found, self.looked_at = list[Listed](), 0
+        self._seen: set[tuple[str, str | None]] = set()  # a scan may bring one twice
+
+    @property
+    def full(self) -> bool:
+        """Whether to end here."""
+        return len(self.found) >= self._limit or time.monotonic() > self._until_s
+
+    def one(self, op: str, place: _Place) -> _Place | None:
+        """Machines of a single operation; where to go on in it, or ``None`` at its end."""
+        scan = self._rest(self._deployment.keys(op), op, place.scan)
+        return place._replace(scan=scan) if scan else None
+
+    def some(self, place: _Place) -> _Place | None:
+        """Machines of the next operations; where to go on."""
+        keys = self._deployment.all_keys()[place.shard]
+        if place.scan:
+            place = place._replace(scan=self._rest(keys, place.operation, place.scan))
+            if place.scan or self.full:
+                return place
+        step = self._run(_step(keys, self._wanted, place))
+        for at in range(0, len(step.operations), PAGE):
+            ended = self._chunk(keys, step.operations[at : at + PAGE])
+            if ended.scan or self.full:
+                self.looked_at += at + PAGE
+                return ended._replace(shard=place.shard)
+        self.looked_at += step.passed
+        return step.then if step.then is not None else _Place(place.shard + 1)
+
+    def aside(self, place: _Place) -> _Place:
+        """Machines that were set aside, by their notes; where to go on."""
+        keys = self._deployment.all_keys()[place.shard]
+        scan, records, looked = self._run(_aside(keys, self._wanted, place.scan, max(1, min(self._limit, PAGE))))
+        self._list(keys, records)
+        self.looked_at += looked
+        return _Place(place.shard, scan=scan) if scan else _Place(place.shard + 1)
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _run(self, steps: Steps[Any]) -> Any:
+        return self._deployment.driver.run(steps)
+
+    def _chunk(self, keys: Keys, operations: Sequence[tuple[str, float]]) -> _Place:
+        """All machines of some operations, or as many as there is time for; where that has ended."""
+        pages = self._run(_scanned(keys, [(op, 0) for op, _ in operations], self._wanted))
+        pending: list[_Record] = []
+        place = _Place()
+        for (op, score), (scan, records) in zip(operations, pages, strict=True):
+            pending += records
+            place = _Place(operation=op, score=score, scan=scan)
+            if scan or len(pending) >= min(self._limit - len(self.found), TOGETHER):
+                self._list(keys, pending)
+                pending = []
+                if scan and not self.full:
+                    place = place._replace(scan=self._rest(keys, op, scan))
+                if place.scan or self.full:
+                    return place
+        self._list(keys, pending)
+        return place
+
+    def _rest(self, keys: Keys, op: str, scan: int) -> int:
+        """Machines of an operation from a cursor on; the cursor to go on with, 0 at its end."""
+        while True:
+            ((scan, records),) = self._run(_scanned(keys, [(op, scan)], self._wanted))
+            self._list(keys, records)
+            if not scan or self.full:
+                return scan
+
+    def _list(self, keys: Keys, records: Sequence[_Record]) -> None:
+        new = [one for one in records if (one.op, one.field) not in self._seen or one.field is None]
+        self._seen.update((one.op, one.field) for one in new)
+        if new:
+            self.found += self._run(_listed(keys, new, self._instances, quarantined=self._wanted.quarantined))
 
 
 # --- which operations ------------------------------------------------------------------------------------------------
@@ -181,8 +307,6 @@ class _Step(NamedTuple):
 
 
 def _step(keys: Keys, wanted: Wanted, place: _Place) -> Steps[_Step]:
-    if wanted.quarantined:
-        return (yield from _quarantined(keys, wanted, place))
     start = (yield from _behind(keys, place, wanted.newest)) if place.operation else 0
     size = NAMES if wanted.operation is not None else PAGE
     order = ("REV",) if wanted.newest else ()
@@ -206,62 +330,72 @@ def _behind(keys: Keys, place: _Place, newest: bool) -> Steps[int]:
     return int(at) + 1 if at is not None else int(before)
 
 
-def _quarantined(keys: Keys, wanted: Wanted, place: _Place) -> Steps[_Step]:
-    """Operations of quarantined machines."""
-    ((cursor, flat),) = yield from read([], ("HSCAN", keys.quarantine, place.scan, "COUNT", PAGE))
-    names: dict[str, None] = {}
-    for raw in flat[1::2]:
-        with suppress(ValueError):
-            if (op := json.loads(raw).get("op")) and wanted.takes(op):
-                names[op] = None
-    then = _Place(place.shard, scan=int(cursor)) if int(cursor) else None
-    return _Step([(name, 0.0) for name in names], len(names), then)
-
-
 # --- their machines --------------------------------------------------------------------------------------------------
 
 
-def _machines(keys: Keys, operations: Sequence[str], instances: Instances, wanted: Wanted) -> Steps[list[Listed]]:
-    records = yield from _records(keys, operations, wanted)
-    looks: list[Command] = []
-    for op, field, _ in records:
-        record = digest(op, field)
-        looks += [("HGET", keys.quarantine, record), ("HMGET", keys.race(record), "won", "error")]
-        with suppress(ValueError):
-            looks += [
-                ("GET", key) for key in control_keys(keys, op, Field.parse(field).module, Field.parse(field).type)
-            ]
-    unique = list(dict.fromkeys(looks))
-    known = dict(zip(unique, (yield from read([], *unique)), strict=True)) if unique else {}
-    found = [_listed(keys, op, field, value, known, instances) for op, field, value in records]
-    return [one for one in found if one.status == "quarantined" or not wanted.quarantined]
+def _scanned(keys: Keys, places: Sequence[tuple[str, int]], wanted: Wanted) -> Steps[list[tuple[int, list[_Record]]]]:
+    """Of each operation a part of its wanted records, from a cursor on: the next cursor and the records."""
+    looks: list[Command] = [("HSCAN", keys.active(op), scan, "COUNT", SCANNED) for op, scan in places]
+    time, *replies = yield from read([], ("TIME",), *looks)
+    fits = _Fits(wanted, time_us(time))
+    found: list[tuple[int, list[_Record]]] = []
+    for (op, _), reply in zip(places, replies, strict=True):
+        if isinstance(reply, Exception):  # a key of another type: smqueue verify tells of it
+            found.append((0, []))
+            continue
+        pairs = zip(reply[1][::2], reply[1][1::2], strict=True)
+        records = [_Record(op, raw.decode(errors="replace"), value) for raw, value in pairs]
+        found.append((int(reply[0]), [one for one in records if fits(one)]))
+    return found
 
 
-def _records(keys: Keys, operations: Sequence[str], wanted: Wanted) -> Steps[list[tuple[str, str, bytes]]]:
-    """The wanted records of operations: field and value of each."""
-    names = [None if name is None else encode(name) for name in (wanted.module, wanted.state)]
-    records: dict[tuple[str, str], bytes] = {}  # a scan may bring one twice
-    rest, now_us = dict.fromkeys(operations, 0), 0
-    while rest:
-        looks: list[Command] = [("HSCAN", keys.active(op), cursor, "COUNT", 1_000) for op, cursor in rest.items()]
-        time, *replies = yield from read([], ("TIME",), *looks)
-        now_us = time_us(time)
-        pages = list(zip(rest, replies, strict=True))
-        rest.clear()
-        for op, reply in pages:
-            if isinstance(reply, Exception):  # a key of another type: smqueue verify tells of it
-                continue
-            cursor, flat = reply
-            if int(cursor):
-                rest[op] = int(cursor)
-            for raw, value in zip(flat[::2], flat[1::2], strict=True):
-                field = raw.decode(errors="replace")
-                parts = [*field.split(" ", 2), ""]
-                if all(name in {None, part} for name, part in zip(names, parts, strict=False)):
-                    records[op, field] = value
-    bound_us = now_us - (wanted.older_s or 0) * 1_000_000
-    old = wanted.older_s is None
-    return [(op, field, value) for (op, field), value in records.items() if old or _since_us(value) <= bound_us]
+def _aside(keys: Keys, wanted: Wanted, scan: int, count: int) -> Steps[tuple[int, list[_Record], int]]:
+    """A part of the quarantine from a cursor on: the next cursor, what is wanted of it, and how much was read."""
+    time, reply = yield from read([], ("TIME",), ("HSCAN", keys.quarantine, scan, "COUNT", count))
+    if isinstance(reply, Exception):
+        return 0, [], 0
+    notes = {record.decode(errors="replace"): note for record, note in zip(reply[1][::2], reply[1][1::2], strict=True)}
+    stored = (yield from read([], *[("GET", keys.machine(record)) for record in notes])) if notes else []
+    records = [_noted(note, raw) for note, raw in zip(notes.values(), stored, strict=True)]
+    looks: list[Command] = [("HGET", keys.active(one.op), one.field or "") for one in records]
+    values = (yield from read([], *looks)) if looks else []
+    fits, found = _Fits(wanted, time_us(time)), list[_Record]()
+    for one, value in zip(records, values, strict=True):
+        there = one if one.field is None else one._replace(value=value or b"")
+        gone = value is None and one.field is not None  # meanwhile
+        if wanted.takes(one.op) and not gone and fits(there):
+            found.append(there)
+    return int(reply[0]), found, len(notes)
+
+
+def _noted(note: bytes, stored: Any) -> _Record:
+    """Which record a note is about; where that cannot be read, at least of which operation."""
+    with suppress(ValueError, TypeError):
+        machine = Machine.parse(stored)
+        return _Record(machine.op, machine.field, b"", note)
+    return _Record(_text_of(note, "op"), None, b"", note)
+
+
+def _text_of(note: bytes, name: str) -> str:
+    """A text of a note; nothing of garbage."""
+    with suppress(ValueError):
+        data = loads(note)
+        return str(data.get(name, "")) if isinstance(data, dict) else ""
+    return ""
+
+
+class _Fits:
+    """Whether a record is in the module and state that are asked for, and old enough."""
+
+    def __init__(self, wanted: Wanted, now_us: int) -> None:
+        self._names = [None if name is None else encode(name) for name in (wanted.module, wanted.state)]
+        self._bound_us = None if wanted.older_s is None else now_us - wanted.older_s * 1_000_000
+
+    def __call__(self, one: _Record) -> bool:
+        parts = [*(one.field or "").split(" ", 2), ""]
+        if not all(name in {None, part} for name, part in zip(self._names, parts, strict=False)):
+            return False
+        return self._bound_us is None or _since_us(one.value) <= self._bound_us
 
 
 def _since_us(value: bytes) -> int:
@@ -271,21 +405,63 @@ def _since_us(value: bytes) -> int:
         return 0
 
 
-def _listed(keys: Keys, op: str, field: str, value: bytes, known: dict[Command, Any], instances: Instances) -> Listed:
-    record = digest(op, field)
-    aside, race = known["HGET", keys.quarantine, record], known["HMGET", keys.race(record), "won", "error"]
-    won, error = race if isinstance(race, list) else (None, None)
-    text = json.loads(aside)["error"] if aside else error.decode(errors="replace") if error else None
-    try:
+# --- what is shown of them -------------------------------------------------------------------------------------------
+
+
+def _listed(keys: Keys, records: Sequence[_Record], instances: Instances, *, quarantined: bool) -> Steps[list[Listed]]:
+    if quarantined and records[0].note is None:  # of one operation, whose machines are looked through
+        names = [digest(one.op, one.field or "") for one in records]
+        (notes,) = yield from read([], ("HMGET", keys.quarantine, *names))
+        if isinstance(notes, Exception):
+            return []
+        records = [one._replace(note=note) for one, note in zip(records, notes, strict=True) if note is not None]
+    looks = dict.fromkeys(look for one in records for look in _looks(keys, one))
+    known = dict(zip(looks, (yield from read([], *looks)), strict=True)) if looks else {}
+    return [_told(keys, one, known, instances) for one in records]
+
+
+def _looks(keys: Keys, one: _Record) -> Iterator[Command]:
+    if one.field is None:
+        return
+    record = digest(one.op, one.field)
+    if one.note is None:
+        yield "HGET", keys.quarantine, record
+    yield "HMGET", keys.race(record), "won", "error"
+    for control in _controls(keys, one.op, one.field):
+        yield "GET", control
+
+
+def _controls(keys: Keys, op: str, field: str) -> tuple[str, ...]:
+    with suppress(ValueError):
         module, type_name, _ = Field.parse(field)
-        active = Active.parse(value)
-        state = shown_state(instances, op, field, active.version)
-    except ValueError as problem:
-        return Listed(op, "", field, None, "", 0, None, "unreadable", text or f"unreadable: {problem}")
+        return control_keys(keys, op, module, type_name)
+    return ()
+
+
+def _told(keys: Keys, one: _Record, known: dict[Command, Any], instances: Instances) -> Listed:
+    if one.field is None:
+        error = _text_of(one.note or b"", "error")
+        return Listed(one.op, "", label_of(""), None, "", 0, None, "quarantined", error or "unreadable")
+    record = digest(one.op, one.field)
+    note = known.get(("HGET", keys.quarantine, record), one.note)
+    aside, race = isinstance(note, bytes), known["HMGET", keys.race(record), "won", "error"]
+    won, error = race if isinstance(race, list) else (None, None)
+    text: str | None = error.decode(errors="replace") if error else None
+    if aside:
+        text = _text_of(note, "error") or "the note on why it is quarantined is garbage"
+    try:
+        module, type_name, _ = Field.parse(one.field)
+    except ValueError:
+        return Listed(one.op, "", label_of(one.field), None, "", 0, None, "unreadable", text or "it names no state")
+    try:
+        active = Active.parse(one.value)
+        since = moment(active.at_us).isoformat()
+        state = shown_state(instances, one.op, one.field, active.version)
+    except (ValueError, OverflowError, OSError) as problem:
+        return Listed(one.op, module, type_name, None, "", 0, None, "unreadable", text or f"unreadable: {problem}")
     status = "quarantined" if aside else "decided" if won else "waiting"
-    held = [known["GET", key] for key in control_keys(keys, op, module, type_name)]
-    words = [one.decode().partition(" ")[0] for one in held if isinstance(one, bytes)]
+    held = [known["GET", key] for key in _controls(keys, one.op, one.field)]
+    words = [raw.decode(errors="replace").partition(" ")[0] for raw in held if isinstance(raw, bytes)]
     if status != "quarantined" and words:
         status = "cancelling" if "cancelling" in words else "paused"
-    at = moment(active.at_us).isoformat()
-    return Listed(op, module, type_name, state, active.machine, active.step, at, status, text)
+    return Listed(one.op, module, type_name, state, active.machine, active.step, since, status, text)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from base64 import urlsafe_b64encode
+from typing import Annotated
+
 import pytest
 
-from smqueue import InvalidInput, Module, State, StateMachine, Transaction, after
+from smqueue import InvalidInput, Module, Secret, State, StateMachine, Transaction, after
+from smqueue.keys import digest
 from smqueue.search import Found, Listed, Wanted, active_machines, search
+from tests.deployments import client_of
 from tests.inprocess import Local, Play
 
 shelf = Module("shelf", version=1)
@@ -134,6 +140,141 @@ def test_quarantined_ones(local: Local) -> None:
     assert found.looked_at == 1
 
 
+def many(play: Play, count: int) -> Local:
+    """One operation of so many machines, every hundredth in the other state, before and behind others."""
+    made = play(shelf=shelf)
+    made.executor.add_state_machines([StateMachine("before", Lying(0))])
+    kinds = [Standing if n % 100 == 0 else Lying for n in range(count)]
+    for at in range(0, count, 500):
+        made.executor.add_state_machines(
+            [StateMachine("many", kind(n)) for n, kind in enumerate(kinds[at : at + 500], at)]
+        )
+    made.executor.add_state_machines([StateMachine("behind", Lying(0))])
+    return made
+
+
+def test_an_operation_of_many_machines_is_read_a_part_at_a_time(play: Play) -> None:
+    """A page ends within an operation, and the next goes on there: each machine is on one page, and what a page asks
+    the server for is bounded by what was asked for, not by the operation."""
+    local = many(play, 3_000)
+    client_of(local.settings.url).config_resetstat()
+    page(local, limit=1)
+    asked = client_of(local.settings.url).info("commandstats")
+    assert sum(one["calls"] for one in asked.values()) < 20
+    for wanted in (EVERYTHING, Wanted(newest=True), Wanted(operation="many"), Wanted(operation="m*")):
+        found = pages(local, wanted)
+        assert max(map(len, found)) <= 50 + 150
+        names_of = [(one.operation_id, one.state["n"]) for one in together(found)]
+        assert sorted(names_of) == sorted({*names_of})
+        assert len(names_of) == 3_000 + 2 * (wanted.operation is None)
+    assert len(together(pages(local, Wanted(state="Standing"), budget_s=0))) == 30
+
+
+def put_aside(local: Local, op: str, count: int, note: str | None = None) -> None:
+    """Quarantine the first so many machines of an operation."""
+    notes = {}
+    for n in range(count):
+        stored = local.stored(op, Standing(n) if n % 100 == 0 else Lying(n))
+        aside = {"error": "ValueError: x", "op": op, "entry": stored.entry, "at": 0}
+        notes[stored.record] = note if note is not None else json.dumps(aside)
+    local.redis.hset(local.keys().quarantine, mapping=notes)
+
+
+def test_quarantined_machines_of_one_operation_come_in_pages(play: Play) -> None:
+    """A page has what was asked for, not all of the operation, and none has what another has; by state, too, and of
+    the one operation alone."""
+    local = many(play, 1_000)
+    put_aside(local, "many", 700)
+    for wanted in (Wanted(quarantined=True), Wanted(operation="many", quarantined=True)):
+        found = pages(local, wanted)
+        assert max(map(len, found)) < 200
+        assert sorted(one.state["n"] for one in together(found)) == list(range(700))
+    assert len(page(local, Wanted(quarantined=True), limit=1).machines) < 10
+    assert [one.state["n"] for one in together(pages(local, Wanted(state="Standing", quarantined=True)))] != []
+    assert page(local, Wanted(module="elsewhere", quarantined=True)).machines == []
+    assert page(local, Wanted(operation="b*", quarantined=True)).machines == []
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", "7", '{"error": 7}', '{"op": ["many"]}', "[" * 100_000])
+def test_a_note_that_is_garbage_hides_nothing(play: Play, note: str) -> None:
+    """What a quarantined machine's note says may be anything: the machine is found, and so are the others."""
+    local = many(play, 3)
+    put_aside(local, "many", 2, note)
+    assert len(page(local).machines) == 5
+    for wanted in (Wanted(quarantined=True), Wanted(operation="many", quarantined=True)):
+        found = page(local, wanted).machines
+        assert sorted((one.operation_id, one.status, one.state["n"]) for one in found) == [
+            ("many", "quarantined", 0), ("many", "quarantined", 1),
+        ]  # fmt: skip
+
+
+def test_what_is_of_another_type_hides_nothing(play: Play) -> None:
+    """Keys of a type that is none of ours: the machines are found as far as they can be."""
+    local = many(play, 3)
+    local.redis.set(local.keys().quarantine, "x")
+    local.redis.set(local.keys().race(local.stored("many", Lying(1)).record), "x")
+    local.redis.hset(local.keys().control("before"), "x", "y")
+    assert len(page(local).machines) == 5
+    assert page(local, Wanted(quarantined=True)).machines == []
+
+
+def test_an_unreadable_machine_that_is_set_aside_is_found(play: Play) -> None:
+    """Although nothing but its note can be read."""
+    local = many(play, 3)
+    put_aside(local, "many", 1)
+    local.redis.set(local.keys().machine(local.stored("many", Standing(0)).record), "x")
+    (found,) = page(local, Wanted(quarantined=True)).machines
+    assert (found.operation_id, found.status, found.last_error) == ("many", "quarantined", "ValueError: x")
+
+
+vault = Module("vault", version=2)
+
+
+@vault.state
+class Locked(State):
+    room: str
+    word: Annotated[str, Secret]
+
+
+@vault.on(Locked, vault.signal("open"))
+def opened(tx: Transaction, state: Locked, _: None) -> None:
+    return None
+
+
+def test_what_cannot_be_loaded_shows_no_secret(play: Play) -> None:
+    """Of a record of newer code, or that does not fit, or is garbage, the fields that its type keeps secret are hidden,
+    and those that this code does not know; of an unknown state all are."""
+    local = play(vault=vault)
+    fine, newer, garbage = '["m",1,1,2]', '["m",1,1,99]', "x"
+    state = '{"room":"attic","word":"hush"}'
+    stored = {
+        f"vault Locked {state}": newer,
+        'vault Locked {"room":7,"word":"hush"}': fine,
+        'vault Locked {"code":"hush","room":"attic"}': newer,
+        f"vault Gone {state}": fine,
+        'vault Locked ["hush"]': fine,
+        'vault Locked "hush"': fine,
+        "vault Locked {hush": fine,
+        f"vault Locked {state[:-1]} ": garbage,
+        f"vault Locked  {state}": garbage,
+        "hush": fine,
+        f"vault Locked {'[' * 100_000}": fine,
+    }
+    local.redis.hset(local.keys().active("op"), mapping=stored)
+    local.redis.zadd(local.keys().operations, {"op": 1})
+    for wanted in (EVERYTHING, Wanted(operation="op")):
+        found = page(local, wanted).machines
+        assert len(found) == len(stored)
+        assert "hush" not in str(found)
+        shown = [one.state for one in found if one.status == "waiting"]
+        assert {"room": "attic", "word": "***"} in shown
+        assert {"room": "attic", "code": "***"} in shown
+        assert {"room": "***", "word": "***"} in shown
+    note = json.dumps({"error": "UndecodableRecord: x", "op": "op", "entry": "x:y", "at": 0})
+    local.redis.hset(local.keys().quarantine, mapping={digest("op", field): note for field in stored})
+    assert "hush" not in str(page(local, Wanted(quarantined=True)))
+
+
 def test_over_shards(play: Play) -> None:
     """Pages go on over the shards of a namespace."""
     local = play(shelf=shelf, shards=3)
@@ -145,7 +286,10 @@ def test_over_shards(play: Play) -> None:
 
 def test_a_cursor_that_is_none_is_refused(local: Local) -> None:
     """It is the caller's error, with the field's name."""
-    for cursor in ("x", "W10=", "bnVsbA=="):
+    made_up = ['[0,"op",NaN,0]', '[0,"op",1e999,0]', '[0,"\\ud800",0,0]', '[0,"op",0,1e30]', '[0,"op",0,-1]']
+    made_up += ['[-1,"op",0,0]', '["0","op",0,0]', "[" * 100_000, "{}", '[0,"op",0]', '[0,"op",0,18446744073709551616]']
+    written = [urlsafe_b64encode(one.encode()).decode() for one in made_up]
+    for cursor in ("x", "W10=", "bnVsbA==", "\ud800", "é", *written):
         with pytest.raises(InvalidInput, match="cursor"):
             page(local, cursor=cursor)
 
