@@ -32,7 +32,8 @@ PAGE = 200
 NAMES = 5_000
 """How many names of operations are, where only some are looked at."""
 SCANNED = 100
-"""How many machines of one operation are read in one go, or little more; of one with few all are."""
+"""How many machines of one operation are read in one go, or little more; of one with few, to Redis some hundred, all
+are."""
 TOGETHER = 500
 """Of so many machines, or little more, the rest is read in one go."""
 BUDGET_S = 0.3
@@ -84,8 +85,8 @@ class Found(NamedTuple):
     """A page of machines.
 
     Attributes:
-        machines: At least as many as were asked for, unless time or the machines ran out. What was read in one go is
-            not cut: it may be about 100 more.
+        machines: As many as were asked for, unless time or the machines ran out. Of an operation of very many it may
+            be about 100 more.
         cursor: Where the next page begins; ``None`` after the last.
         looked_at: How many operations were looked at for this page.
     """
@@ -105,6 +106,8 @@ class _Place(NamedTuple):
     """Since when that is active, ms."""
     scan: int = 0
     """A cursor of HSCAN: not behind that operation, but within it; or within the quarantine."""
+    behind: str = ""
+    """A record of that operation, which is so small that one HSCAN brings all of it: those whose ids come later."""
 
     def dump(self) -> str:
         return urlsafe_b64encode(compact(self).encode()).decode()
@@ -121,7 +124,7 @@ class _Place(NamedTuple):
         raise InvalidInput("cursor", "not one that a page has ended with")
 
 
-_parts = msgspec.json.Decoder(tuple[int, str, float, int]).decode
+_parts = msgspec.json.Decoder(tuple[int, str, float, int, str]).decode
 
 
 def search(
@@ -230,20 +233,20 @@ class _Page:
 
     def one(self, op: str, place: _Place) -> _Place | None:
         """Machines of a single operation; where to go on in it, or ``None`` at its end."""
-        scan = self._rest(self._deployment.keys(op), op, place.scan)
-        return place._replace(scan=scan) if scan else None
+        place = self._rest(self._deployment.keys(op), place._replace(operation=op))
+        return place if place.scan or place.behind else None
 
     def some(self, place: _Place) -> _Place | None:
         """Machines of the next operations; where to go on."""
         keys = self._deployment.all_keys()[place.shard]
-        if place.scan:
-            place = place._replace(scan=self._rest(keys, place.operation, place.scan))
-            if place.scan or self.full:
+        if place.scan or place.behind:
+            place = self._rest(keys, place)
+            if self.full:
                 return place
         step = self._run(_step(keys, self._wanted, place))
         for at in range(0, len(step.operations), PAGE):
             ended = self._chunk(keys, step.operations[at : at + PAGE])
-            if ended.scan or self.full:
+            if self.full:
                 self.looked_at += at + PAGE
                 return ended._replace(shard=place.shard)
         self.looked_at += step.passed
@@ -268,31 +271,49 @@ class _Page:
         pending: list[_Record] = []
         place = _Place()
         for (op, score), (scan, records) in zip(operations, pages, strict=True):
-            pending += records
             place = _Place(operation=op, score=score, scan=scan)
-            if scan or len(pending) >= min(self._limit - len(self.found), TOGETHER):
+            if not scan:
+                records, behind = _cut(records, "", self._room - len(pending))
+                place = place._replace(behind=behind)
+            pending += records
+            if scan or len(pending) >= min(self._room, TOGETHER):
                 self._list(keys, pending)
                 pending = []
                 if scan and not self.full:
-                    place = place._replace(scan=self._rest(keys, op, scan))
-                if place.scan or self.full:
+                    place = self._rest(keys, place)
+                if self.full:
                     return place
         self._list(keys, pending)
         return place
 
-    def _rest(self, keys: Keys, op: str, scan: int) -> int:
-        """Machines of an operation from a cursor on; the cursor to go on with, 0 at its end."""
+    def _rest(self, keys: Keys, place: _Place) -> _Place:
+        """Machines of an operation from a place in it on; where to go on."""
         while True:
-            ((scan, records),) = self._run(_scanned(keys, [(op, scan)], self._wanted))
+            ((scan, records),) = self._run(_scanned(keys, [(place.operation, place.scan)], self._wanted))
+            behind = ""
+            if not scan and not place.scan:  # one that has grown meanwhile is read anew
+                records, behind = _cut(records, place.behind, self._room)
             self._list(keys, records)
-            if not scan or self.full:
-                return scan
+            place = place._replace(scan=scan, behind=behind)
+            if not (scan or behind) or self.full:
+                return place
+
+    @property
+    def _room(self) -> int:
+        return self._limit - len(self.found)
 
     def _list(self, keys: Keys, records: Sequence[_Record]) -> None:
         new = [one for one in records if (one.op, one.field) not in self._seen or one.field is None]
         self._seen.update((one.op, one.field) for one in new)
         if new:
             self.found += self._run(_listed(keys, new, self._instances, quarantined=self._wanted.quarantined))
+
+
+def _cut(records: Sequence[_Record], behind: str, room: int) -> tuple[list[_Record], str]:
+    """So many of all records of an operation, behind one of them; and which is the last, where there are more."""
+    names = sorted((digest(one.op, one.field or ""), one) for one in records)
+    rest = [(name, one) for name, one in names if name > behind]
+    return [one for _, one in rest[:room]], rest[room - 1][0] if len(rest) > room else ""
 
 
 # --- which operations ------------------------------------------------------------------------------------------------

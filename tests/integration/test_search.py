@@ -164,10 +164,34 @@ def test_an_operation_of_many_machines_is_read_a_part_at_a_time(play: Play) -> N
     for wanted in (EVERYTHING, Wanted(newest=True), Wanted(operation="many"), Wanted(operation="m*")):
         found = pages(local, wanted)
         assert max(map(len, found)) <= 50 + 150
+        assert max(map(len, pages(local, wanted, limit=700))) <= 700 + 150
         names_of = [(one.operation_id, one.state["n"]) for one in together(found)]
         assert sorted(names_of) == sorted({*names_of})
         assert len(names_of) == 3_000 + 2 * (wanted.operation is None)
     assert len(together(pages(local, Wanted(state="Standing"), budget_s=0))) == 30
+
+
+def test_a_page_has_as_many_machines_as_were_asked_for(play: Play) -> None:
+    """Although Redis gives all of an operation of some hundred machines at once; each is on one page, and what ends or
+    begins meanwhile hides none of the others."""
+    local = many(play, 300)
+    for limit in (1, 7, 299, 300, 301):
+        found = pages(local, limit=limit)
+        assert {len(some) for some in found[:-1]} == {limit} if len(found) > 1 else True
+        assert len({(one.operation_id, one.machine_id) for one in together(found)}) == len(together(found)) == 302
+    first = page(local, Wanted(operation="many"), limit=100)
+    for _ in range(30):
+        local.executor.signal("many", take)
+    local.run()
+    local.add("many", *(Lying(n) for n in range(1_000, 1_600)))  # more than Redis gives at once
+    shown = {one.state["n"] for one in first.machines}
+    cursor = first.cursor
+    while cursor is not None:
+        some = page(local, Wanted(operation="many"), cursor, limit=100)
+        shown |= {one.state["n"] for one in some.machines}
+        cursor = some.cursor
+    left = {machine.state.n for machine, _ in local.executor.get_active_states("many") if hasattr(machine.state, "n")}
+    assert left <= shown
 
 
 def put_aside(local: Local, op: str, count: int, note: str | None = None) -> None:
@@ -188,6 +212,7 @@ def test_quarantined_machines_of_one_operation_come_in_pages(play: Play) -> None
     for wanted in (Wanted(quarantined=True), Wanted(operation="many", quarantined=True)):
         found = pages(local, wanted)
         assert max(map(len, found)) < 200
+        assert sum(map(len, pages(local, wanted, limit=5))) == 700
         assert sorted(one.state["n"] for one in together(found)) == list(range(700))
     assert len(page(local, Wanted(quarantined=True), limit=1).machines) < 10
     assert [one.state["n"] for one in together(pages(local, Wanted(state="Standing", quarantined=True)))] != []
@@ -286,8 +311,21 @@ def test_over_shards(play: Play) -> None:
 
 def test_a_cursor_that_is_none_is_refused(local: Local) -> None:
     """It is the caller's error, with the field's name."""
-    made_up = ['[0,"op",NaN,0]', '[0,"op",1e999,0]', '[0,"\\ud800",0,0]', '[0,"op",0,1e30]', '[0,"op",0,-1]']
-    made_up += ['[-1,"op",0,0]', '["0","op",0,0]', "[" * 100_000, "{}", '[0,"op",0]', '[0,"op",0,18446744073709551616]']
+    made_up = [
+        '[0,"op",NaN,0,""]',
+        '[0,"op",1e999,0,""]',
+        '[0,"\\ud800",0,0,""]',
+        '[0,"op",0,1e30,""]',
+        '[0,"op",0,-1,""]',
+    ]
+    made_up += [
+        '[-1,"op",0,0,""]',
+        '["0","op",0,0,""]',
+        "[" * 100_000,
+        "{}",
+        '[0,"op",0,0]',
+        '[0,"op",0,18446744073709551616,""]',
+    ]
     written = [urlsafe_b64encode(one.encode()).decode() for one in made_up]
     for cursor in ("x", "W10=", "bnVsbA==", "\ud800", "é", *written):
         with pytest.raises(InvalidInput, match="cursor"):
