@@ -15,15 +15,18 @@ HANDLERS = (
     (r"/machines/events", "live.OverviewEvents"),
     (r"/machines/static/(.+)", "pages.Static"),
     (r"/machines/module/([^/]+)", "pages.ModulePage"),
+    (r"/machines/module/([^/]+)/(pause|resume)", "pages.SteerModule"),
     (r"/machines/op/([^/]+)", "pages.OperationPage"),
     (r"/machines/op/([^/]+)/events", "live.OperationEvents"),
     (r"/machines/op/([^/]+)/(signal|cancel|pause|resume|retry)", "pages.Steer"),
     (r"/api/machines", "api.Search"),
-    (r"/api/machines/overview", "api.OverviewApi"),
+    (r"/api/machines-overview", "api.OverviewApi"),  # where no operation can be
+    (r"/api/machines/module/([^/]+)/(pause|resume)", "api.SteerModuleApi"),
     (r"/api/machines/([^/]+)", "api.OperationApi"),
     (r"/api/machines/([^/]+)/(signal|cancel|pause|resume|retry)", "api.SteerApi"),
 )
-"""Paths and handlers; an id in a path is percent-encoded."""
+"""Paths and handlers; an id in a path is percent-encoded. Operations named ``.`` or ``..``, which no path can hold, are
+``?op=..`` of any other: ``/machines/op/_?op=..``."""
 
 
 def plug() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from smqueue.client import Client
-from smqueue.errors import SmqueueError
+from smqueue.errors import InvalidInput, SmqueueError
 from smqueue.executor import Executor
+from smqueue.flower.troubles import NoSuchOperation
+from smqueue.records import loads
+from smqueue.roundtrip import read
 from smqueue.schemas import Codec
 
 ANSWER_S = 10.0
@@ -31,7 +33,7 @@ class Act:
     Attributes:
         name: In paths.
         button: What it says.
-        question: What is asked before; ``{op}`` is the operation.
+        question: What is asked before; ``{what}`` is the operation, or the module or state.
         consequence: What will happen.
         danger: Whether it cannot be undone.
     """
@@ -49,32 +51,48 @@ ACTS = {
         Act(
             "signal",
             "Send",
-            "Send a signal to {op}?",
+            "Send a signal to {what}?",
             "The machine that has waited longest for it takes it; while none waits, it is kept for one that will.",
         ),
         Act(
             "cancel",
             "Cancel all its machines",
-            "Cancel {op}?",
+            "Cancel {what}?",
             "Every active machine of the operation ends, marked as cancelled. This cannot be undone.",
             danger=True,
         ),
         Act(
             "pause",
             "Pause",
-            "Pause {op}?",
+            "Pause {what}?",
             "Nothing of the operation commits until it is resumed. Its deadlines run on: what falls due meanwhile "
             "fires at the resume.",
         ),
-        Act("resume", "Resume", "Resume {op}?", "What fell due while it was paused fires now."),
+        Act("resume", "Resume", "Resume {what}?", "What fell due while it was paused fires now."),
         Act(
             "retry",
             "Retry",
-            "Retry {op}?",
+            "Retry {what}?",
             "Its machines leave the quarantine: those with an outcome run their handler again, others are armed anew.",
         ),
     )
 }
+
+
+OF_MODULES = {
+    act.name: act
+    for act in (
+        Act(
+            "pause",
+            "Pause",
+            "Pause {what}?",
+            "Nothing of it commits in any operation until it is resumed. Deadlines run on: what falls due meanwhile "
+            "fires at the resume.",
+        ),
+        Act("resume", "Resume", "Resume {what}?", "What fell due while it was paused fires now, in all operations."),
+    )
+}
+"""The same for modules and their states."""
 
 
 class Sendable(NamedTuple):
@@ -102,8 +120,8 @@ def perform(executor: Executor, op: str, act: str, given: Mapping[str, Any]) -> 
         executor: Where.
         op: The operation.
         act: One of ``ACTS``.
-        given: ``reason`` and ``children`` of a cancel, ``reason`` of a pause; ``signal``, ``payload``, ``module``,
-            ``machine`` and ``id`` of a signal.
+        given: ``reason``, ``children`` and ``force`` of a cancel, ``reason`` of a pause; ``signal``, ``payload``,
+            ``module``, ``machine`` and ``id`` of a signal.
 
     Returns:
         What has happened, in a sentence, and the same for scripts.
@@ -116,7 +134,9 @@ def perform(executor: Executor, op: str, act: str, given: Mapping[str, Any]) -> 
             done = _signal(executor, op, given)
             return f"{given['signal']} sent to {op}: {_DELIVERED[done]}.", done
         case "cancel":
-            ended = executor.cancel(op, given.get("reason") or None, bool(given.get("children")))
+            _known(executor, op)
+            children, force = bool(given.get("children")), bool(given.get("force"))
+            ended = executor.cancel(op, given.get("reason") or None, children, force=force)
             return f"{op} is cancelled: {_machines(ended)} ended.", ended
         case "pause":
             executor.pause(op, reason=given.get("reason") or None)
@@ -129,6 +149,48 @@ def perform(executor: Executor, op: str, act: str, given: Mapping[str, Any]) -> 
                 raise NeedsModules("retry")
             count = executor.retry(op)
             return f"{_machines(count)} of {op} taken out of quarantine.", count
+
+
+def perform_on_module(executor: Executor, module: str, state: str, act: str, given: Mapping[str, Any]) -> str:
+    """Pause or resume a module, or one state of it.
+
+    Args:
+        executor: Where.
+        module: Its id.
+        state: The name of a state; empty: all of the module.
+        act: One of ``OF_MODULES``.
+        given: ``reason`` of a pause.
+
+    Returns:
+        What has happened, in a sentence.
+
+    Raises:
+        SmqueueError: It was not done.
+    """
+    if not executor.instances.ids():
+        raise NeedsModules("pausing a module")
+    if act == "pause":
+        executor.pause(module=module, state=state or None, reason=given.get("reason") or None)
+    else:
+        executor.resume(module=module, state=state or None)
+    return f"{named(module, state)} is {act}d."
+
+
+def named(module: str, state: str) -> str:
+    """What is steered, as ``explain`` calls it."""
+    return f"state {module}.{state}" if state else f"module {module}"
+
+
+def _known(executor: Executor, op: str) -> None:
+    """Raises NoSuchOperation of one that is not, was not, and has nothing kept for it."""
+    keys = executor.deployment.keys(op)
+    signals = [(m, name) for m in executor.instances.ids() for name in executor.instances.get(m).module.signals]
+    kept = [keys.inbox(op, *one) for one in signals]
+    (there,) = executor.deployment.driver.run(
+        read([], ("EXISTS", keys.active(op), keys.inactive(op), keys.history(op), keys.control(op), *kept))
+    )
+    if not there:
+        raise NoSuchOperation(op, executor.deployment.settings.namespace)
 
 
 _DELIVERED = {
@@ -151,9 +213,27 @@ def _machines(count: int) -> str:
     return f"{count:,} {'machine' if count == 1 else 'machines'}"
 
 
+TYPES: Mapping[str, type] = {
+    "reason": str, "children": bool, "force": bool, "signal": str, "module": str, "machine": str, "id": str,
+    "state": str,
+}  # fmt: skip
+"""Of what scripts may give; a payload is any JSON, and ``null`` is nothing."""
+
+
 def as_json(text: bytes) -> dict[str, Any]:
-    """The body of a request: one JSON object, or nothing; raises ValueError."""
-    data = json.loads(text) if text.strip() else {}
+    """The body of a request: one JSON object, or nothing.
+
+    Raises:
+        InvalidInput: It is none, or something in it has the wrong type.
+    """
+    try:
+        data = loads(text) if text.strip() else {}
+    except ValueError as error:
+        raise InvalidInput("body", f"no JSON: {error}") from None
     if not isinstance(data, dict):
-        raise ValueError("expected a JSON object")
-    return data
+        raise InvalidInput("body", "expected a JSON object")
+    given = cast("dict[str, Any]", data)
+    for name, kind in TYPES.items():
+        if given.get(name) is not None and not isinstance(given[name], kind):
+            raise InvalidInput(name, f"expected {kind.__name__}, got {type(given[name]).__name__}")
+    return given

@@ -28,14 +28,14 @@ class Search(Api):
         """A page of active machines, and where the next begins: ``{"machines": […], "cursor": …}``."""
         asked = Asked.of(lambda name: self.get_query_argument(name, ""))
         limit, executor = self.get_query_argument("limit", str(looks.FOUND)), self.executor
-        if not (limit.isascii() and limit.isdigit() and 0 < int(limit) <= LIMIT):
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 0 < int(limit) <= LIMIT):
             raise Trouble(InvalidInput("limit", f"a number from 1 to {LIMIT}"))
         found = await self.off_loop(lambda: looks.find(executor, asked, int(limit)))
         self.finish({"machines": [one._asdict() for one in found.machines], "cursor": found.cursor})
 
 
 class OverviewApi(Api):
-    """``GET /api/machines/overview``."""
+    """``GET /api/machines-overview``."""
 
     @authenticated
     async def get(self) -> None:
@@ -57,8 +57,7 @@ class OperationApi(Api):
 
         With ``before`` a sequence, its steps before that.
         """
-        executor, given = self.executor, self.get_query_argument("before", "")
-        before = int(given) if given.isascii() and given.isdigit() and len(given) < 16 else None
+        op, executor, before = self.operation(op), self.executor, self.sequence("before")
         found = await self.off_loop(lambda: looks.seen(executor, op, drawn=False))
         steps = await self.off_loop(lambda: looks.past(executor, op, before))
         self.finish(
@@ -76,24 +75,44 @@ class OperationApi(Api):
         )
 
 
-class SteerApi(Api):
-    """``POST /api/machines/<op>/signal``, ``cancel``, ``pause``, ``resume`` and ``retry``: one JSON object."""
+class Steering(Api):
+    """A POST of one JSON object."""
 
-    @authenticated
-    async def post(self, op: str, act: str) -> None:
-        """Do it: ``{"done": …, "message": …}``."""
+    def given(self) -> dict[str, Any]:
+        """The object; raises what is wrong with it, or where nothing may be steered."""
         self.may_steer()
         if self.request.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
             raise HTTPError(415, "send a JSON object as application/json")
         try:
-            given = acts.as_json(self.request.body)
-        except ValueError as error:
-            raise Trouble(InvalidInput("body", str(error))) from None
-        if act == "signal" and not isinstance(given.get("signal"), str):
+            return acts.as_json(self.request.body)
+        except InvalidInput as error:
+            raise Trouble(error) from None
+
+
+class SteerApi(Steering):
+    """``POST /api/machines/<op>/signal``, ``cancel``, ``pause``, ``resume`` and ``retry``."""
+
+    @authenticated
+    async def post(self, op: str, act: str) -> None:
+        """Do it: ``{"done": …, "message": …}``."""
+        op, given = self.operation(op), self.given()
+        if act == "signal" and not given.get("signal"):
             raise Trouble(InvalidInput("signal", "missing"))
         executor = self.executor
         said, done = await self.off_loop(lambda: acts.perform(executor, op, act, given))
         self.finish({"done": done, "message": said})
+
+
+class SteerModuleApi(Steering):
+    """``POST /api/machines/module/<id>/pause`` and ``resume``, with ``state`` for one state of it."""
+
+    @authenticated
+    async def post(self, module: str, act: str) -> None:
+        """Do it: ``{"done": null, "message": …}``."""
+        given, executor = self.given(), self.executor
+        state = given.get("state") or self.get_query_argument("state", "")
+        said = await self.off_loop(lambda: acts.perform_on_module(executor, module, state, act, given))
+        self.finish({"done": None, "message": said})
 
 
 def _text(value: Any) -> str:

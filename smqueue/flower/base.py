@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 from flower.views import BaseHandler
 from tornado.web import HTTPError, RequestHandler
 
-from smqueue.errors import SmqueueError
+from smqueue.errors import InvalidInput, SmqueueError
 from smqueue.executor import Executor
 from smqueue.flower.board import Namespace, namespace_of
 from smqueue.flower.show import Show
@@ -94,9 +94,21 @@ class MachinesHandler(BaseHandler):
             raise HTTPError(403, why)
 
     def show(self, now: datetime | None = None) -> Show:
-        """How this handler's pages write links, times and numbers."""
+        """How this handler's pages write links, times, numbers and states."""
         wanted = self.get_query_argument("namespace", None)
-        return Show(self.flower.options.url_prefix, wanted, now or datetime.now(UTC))
+        known = self.executors.get(wanted) if wanted else next(iter(self.executors.values()), None)
+        return Show(self.flower.options.url_prefix, wanted, now or datetime.now(UTC), known and known.instances)
+
+    def operation(self, named: str) -> str:
+        """The operation that is asked for: in the path, or, where its id cannot be in one, in the query."""
+        return self.get_query_argument("op", "", strip=False) or named
+
+    def sequence(self, name: str, given: str | None = None) -> int | None:
+        """A sequence of a history from the query, or as given; raises Trouble when it is none."""
+        text = self.get_query_argument(name, "") if given is None else given
+        if text and not (text.isascii() and text.isdigit() and len(text) < 16):
+            raise Trouble(InvalidInput(name, "not the sequence of a step"))
+        return int(text) if text else None
 
     def same_site(self) -> None:
         """Raises 403 for a request that a page of another site has caused."""

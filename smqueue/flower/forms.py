@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, cast
 
 from marshmallow import Schema, fields
 
+from smqueue.flower.spans import span_of, spelled
+from smqueue.records import loads
 from smqueue.schemas import Codec
 from smqueue.schemas import containers as held
 from smqueue.schemas import scalars as plain
+from smqueue.schemas.records import Record
 
 WHOLE = "payload"
 """The name of the control of a payload that is no record."""
@@ -23,7 +27,7 @@ class Control:
 
     Attributes:
         name: Of the field.
-        kind: ``text``, ``number``, ``date``, ``password``, ``select`` or ``json``.
+        kind: ``text``, ``number``, ``date``, ``password``, ``select``, ``span`` (of time) or ``json``.
         hint: What it takes, in a few words.
         required: Whether it has to be given.
         options: Of ``select``: JSON value → what is shown.
@@ -41,7 +45,9 @@ class Control:
         """What was entered, as JSON-ready data; raises ValueError."""
         if self.kind in {"text", "date", "password"}:
             return text
-        return json.loads(text)
+        if self.kind == "span":
+            return span_of(text) // timedelta(microseconds=1)
+        return loads(text)
 
 
 class Misread(Exception):
@@ -78,8 +84,14 @@ def _entered(wanted: tuple[Control, ...], entered: Mapping[str, str]) -> Iterato
         try:
             yield control.name, control.read(text)
         except ValueError:
-            what = "a number" if control.kind == "number" else "JSON: text needs quotes of its own"
-            raise Misread(control.name, f"not {what}") from None
+            raise Misread(control.name, f"not {_WANTED.get(control.kind, _WANTED['json'])}") from None
+
+
+_WANTED = {
+    "number": "a number",
+    "span": "a span of time: write 90s, 30min, 2h or 1d",
+    "json": "JSON: text needs quotes of its own",
+}
 
 
 def _control(name: str, field: Any, required: bool | None = None) -> Control:
@@ -104,7 +116,7 @@ def _control(name: str, field: Any, required: bool | None = None) -> Control:
 
 _KINDS: tuple[tuple[Any, str, str, str], ...] = (
     (plain.Boolean, "select", "true or false", ""),
-    (plain.Duration, "number", "microseconds", "1"),
+    (plain.Duration, "span", "a span of time: 90s, 30min, 2h, 1d 4h", ""),
     (plain.Integer, "number", "whole number", "1"),
     (plain.Number, "number", "number", "any"),
     (plain.DecimalText, "text", "decimal number", ""),
@@ -118,3 +130,41 @@ _KINDS: tuple[tuple[Any, str, str, str], ...] = (
     (fields.Float, "number", "number", "any"),
     (fields.String, "text", "text", ""),
 )
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+
+class Words(str):
+    """A value as it is to be read: not JSON."""
+
+    __slots__ = ()
+
+
+def readable(codec: Codec[Any], data: Any) -> Any:
+    """Dumped data for people: durations as spans of time. What does not fit stays as it is."""
+    if isinstance(codec.schema, Schema):
+        return _members(codec.schema.fields, data)
+    return _readable(codec.schema, data)
+
+
+def _readable(field: Any, data: Any) -> Any:
+    match field:
+        case plain.Duration() if type(data) is int:
+            return Words(spelled(data))
+        case held.Nullable() | held.Hidden():
+            return _readable(field.item, data)
+        case held.Items() if isinstance(data, list):
+            return [_readable(field.item, one) for one in cast("list[Any]", data)]
+        case held.Entries() if isinstance(data, dict):
+            return {name: _readable(field.item, one) for name, one in cast("dict[str, Any]", data).items()}
+        case Record():
+            return _members(field.members, data)
+        case _:
+            return data
+
+
+def _members(members: Mapping[str, Any], data: Any) -> Any:
+    if not isinstance(data, dict):
+        return data
+    return {name: _readable(members.get(name), one) for name, one in cast("dict[str, Any]", data).items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, authenticated
@@ -86,7 +85,8 @@ class OperationEvents(Stream):
     @authenticated
     async def get(self, op: str) -> None:
         """Stream."""
-        namespace, after = self.kept, self._after()
+        op = self.operation(op)
+        namespace, after = self.kept, self.sequence("after", self.request.headers.get("Last-Event-ID"))
 
         async def steps() -> None:
             try:
@@ -106,7 +106,3 @@ class OperationEvents(Stream):
                     await self.tell("event: changed\ndata:\n\n")
 
         await self.stream(steps, changes)
-
-    def _after(self) -> int | None:
-        given: Any = self.request.headers.get("Last-Event-ID") or self.get_query_argument("after", None)
-        return int(given) if given is not None and given.isascii() and given.isdigit() else None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from smqueue.diagnosis import OF_ALL, Diagnosis, diagnose
@@ -13,10 +12,13 @@ from smqueue.drawing import svg
 from smqueue.errors import InvalidInput, MissingExtra
 from smqueue.executor import Executor
 from smqueue.explain import Explanation
+from smqueue.flower.spans import span_of
 from smqueue.flower.steps import Window, transitions, window
 from smqueue.flower.troubles import NoSuchOperation
 from smqueue.graph import Graph
+from smqueue.pauses import Paused, paused_by
 from smqueue.records import Field
+from smqueue.roundtrip import read
 from smqueue.rows import rows_of
 from smqueue.search import Found, Wanted, search
 from smqueue.words import told
@@ -55,6 +57,7 @@ class Seen(NamedTuple):
         remedies: What to do about it, where the sentences do not say so.
         graphs: Of its modules, with its machines in them.
         more: How many of its active machines are not shown.
+        modules: Whether the code of any module is here.
         standing: ``active``, ``finished``, ``not started`` or ``paused``.
         fingerprint: Changes when anything shown has changed but times.
     """
@@ -65,6 +68,7 @@ class Seen(NamedTuple):
     remedies: list[str]
     graphs: list[Drawn]
     more: int
+    modules: bool
     standing: str
     fingerprint: str
 
@@ -77,11 +81,13 @@ def seen(executor: Executor, op: str, *, drawn: bool = True) -> Seen:
     """
     deployment, instances = executor.deployment, executor.instances
     found = diagnose(deployment, instances, op, past=LATELY, active=SHOWN)
-    explanation = found.explanation
+    explanation = replace(found.explanation, active=found.explanation.active[:SHOWN])
     keys = deployment.keys(op)
-    count, steps, control = deployment.driver.command("HLEN", keys.active(op)), 0, None
-    steps = deployment.driver.command("LLEN", keys.history(op))
-    control = deployment.driver.command("GET", keys.control(op))
+    asked = (("HLEN", keys.active(op)), ("LLEN", keys.history(op)), ("GET", keys.control(op)))
+    # Of a key of another type, which smqueue verify tells of, nothing is known.
+    count, steps, control = (
+        None if isinstance(one, Exception) else one for one in deployment.driver.run(read([], *asked))
+    )
     if not (explanation.active or explanation.stored or explanation.buffered or steps or control):
         raise NoSuchOperation(op, deployment.settings.namespace)
     rows = [row for row in rows_of(explanation, instances) if row["kind"] == "active"]
@@ -89,12 +95,13 @@ def seen(executor: Executor, op: str, *, drawn: bool = True) -> Seen:
     if isinstance(control, bytes):
         standing = "paused" if control.startswith(b"paused") else "being cancelled"
     return Seen(
-        diagnosis=found,
+        diagnosis=replace(found, explanation=explanation),
         rows=rows,
         remedies=list(dict.fromkeys(cause.remedy for cause in found.causes if cause.kind not in TOLD)),
         sentences=_nested(told(explanation, found.at, found.causes)),
         graphs=_graphs(executor, op, explanation) if drawn else [],
-        more=max(0, int(count) - len(explanation.active)),
+        more=max(0, int(count or 0) - len(explanation.active)),
+        modules=bool(instances.ids()),
         standing=standing,
         fingerprint=str([(row | {"since": "", "triggers": [_still(t) for t in row["triggers"]]}) for row in rows])
         + str((found.causes, explanation.buffered, steps, control)),
@@ -149,6 +156,19 @@ def draw(
         return Drawn(module, None, edges, str(error))
 
 
+def pauses(executor: Executor, module: str, states: Iterable[str]) -> dict[str, Paused]:
+    """What of a module is paused: by state, and of all of it by the empty name."""
+    keys = executor.deployment.all_keys()[0]  # a module is paused in every shard
+    names = ["", *states]
+    controls = [keys.control_module(module, name or None) for name in names]
+    replies = executor.deployment.driver.run(read([], *[("GET", control) for control in controls]))
+    found = [
+        paused_by(keys, control, raw if isinstance(raw, bytes) else None)
+        for control, raw in zip(controls, replies, strict=True)
+    ]
+    return {name: one for name, one in zip(names, found, strict=True) if one is not None}
+
+
 # --- searching -------------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +197,10 @@ class Asked(NamedTuple):
 
     def wanted(self) -> Wanted:
         """The same for a search; raises InvalidInput."""
-        older_s = seconds_of(self.older) if self.older else None
+        try:
+            older_s = span_of(self.older).total_seconds() if self.older else None
+        except ValueError as error:
+            raise InvalidInput("older", str(error)) from None
         return Wanted(
             self.operation or None, self.module or None, self.state or None, self.quarantined, older_s, self.newest
         )
@@ -186,18 +209,3 @@ class Asked(NamedTuple):
 def find(executor: Executor, asked: Asked, limit: int = FOUND) -> Found:
     """A page of a search, which takes a bounded time."""
     return search(executor.deployment, executor.instances, asked.wanted(), asked.cursor or None, limit)
-
-
-UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
-_PART = r"([0-9]+(?:\.[0-9]+)?) ?(s|min|h|d)"
-
-
-def seconds_of(text: str) -> float:
-    """A span of time: ``90s``, ``1.5h``, ``2d 4h``; raises InvalidInput."""
-    if not re.fullmatch(rf"({_PART} ?)+", text.strip()):
-        raise InvalidInput("older", f"{text!r} is no span of time: write 90s, 30min, 2h or 1d")
-    try:
-        spans = [timedelta(**{UNITS[unit]: float(number)}) for number, unit in re.findall(_PART, text)]
-        return sum(spans, timedelta()).total_seconds()
-    except OverflowError:
-        raise InvalidInput("older", "too long") from None

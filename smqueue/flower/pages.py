@@ -9,7 +9,7 @@ from tornado.web import HTTPError, StaticFileHandler, authenticated
 
 from smqueue.errors import InvalidInput, SmqueueError
 from smqueue.flower import acts, looks
-from smqueue.flower.acts import ACTS, Act, Sendable
+from smqueue.flower.acts import ACTS, OF_MODULES, Act, Sendable
 from smqueue.flower.base import Page
 from smqueue.flower.forms import WHOLE, Misread, controls, payload
 from smqueue.flower.looks import Asked
@@ -33,6 +33,18 @@ class Static(StaticFileHandler):
     def set_extra_headers(self, path: str) -> None:  # noqa: ARG002
         """They are scripts and styles, and nothing else."""
         self.set_header("X-Content-Type-Options", "nosniff")
+
+
+class Told(Page):
+    """A page that tells once what an act has done."""
+
+    def said(self) -> str:
+        """What it has; nothing for a part of the page."""
+        if self.get_query_argument("part", None):
+            return ""
+        if said := self.get_signed_cookie(SAID):
+            self.clear_cookie(SAID)
+        return said.decode() if said else ""
 
 
 class Overview(Page):
@@ -69,7 +81,7 @@ class Overview(Page):
         )  # fmt: skip
 
 
-class ModulePage(Page):
+class ModulePage(Told):
     """``/machines/module/…``: its graph, with all machines in it and all transitions ever made."""
 
     @authenticated
@@ -87,19 +99,25 @@ class ModulePage(Page):
         }
         current = {state.state: state.active for state in states if state.active}
         drawn = await self.off_loop(lambda: looks.draw(executor, module, current, counts))
+        known = executor.instances.get(module).module.types if module in executor.instances else {}
+        names = sorted({*known, *(state.state for state in states)})
+        paused = await self.off_loop(lambda: looks.pauses(executor, module, names))
         part = self.get_query_argument("part", None)
-        name = "machines/module_now.html" if part == "now" else "machines/module.html"
-        self.render(name, show=self.show(whole.at), module=module, states=states, drawn=drawn, rates=self.kept.rates)
+        self.render(
+            "machines/module_now.html" if part == "now" else "machines/module.html", show=self.show(whole.at),
+            module=module, states={state.state: state for state in states}, names=names, known=known, drawn=drawn,
+            rates=self.kept.rates, paused=paused, refusal=self.refusal, said=self.said(),
+        )  # fmt: skip
 
 
-class OperationPage(Page):
+class OperationPage(Told):
     """``/machines/op/…``: one operation."""
 
     @authenticated
     async def get(self, op: str) -> None:
         """All of it; ``part=now`` and ``part=timeline`` (``before`` or ``after`` a sequence) are parts of it."""
         executor, part = self.executor, self.get_query_argument("part", None)
-        before, after = self._number("before"), self._number("after")
+        op, before, after = self.operation(op), self.sequence("before"), self.sequence("after")
         if part == "timeline":
             steps = await self.off_loop(lambda: looks.past(executor, op, before, after))
             self.render("machines/timeline.html", show=self.show(), op=op, steps=steps, live=after is not None)
@@ -110,25 +128,21 @@ class OperationPage(Page):
             name, steps = "machines/operation.html", await self.off_loop(lambda: looks.past(executor, op, before))
         self.render(
             name, show=self.show(found.diagnosis.at), op=op, found=found, steps=steps, refusal=self.refusal,
-            said=self._said(), before=before, live=False,
+            said=self.said(), before=before, live=False,
         )  # fmt: skip
-
-    def _number(self, name: str) -> int | None:
-        given = self.get_query_argument(name, "")
-        return int(given) if given.isascii() and given.isdigit() and len(given) < 16 else None
-
-    def _said(self) -> str:
-        if self.get_query_argument("part", None):
-            return ""
-        if said := self.get_signed_cookie(SAID):
-            self.clear_cookie(SAID)
-        return said.decode() if said else ""
 
 
 class Filled(NamedTuple):
     """A form as it is shown."""
 
     act: Act
+    what: str
+    """What is acted on: an operation, ``module orders``, ``state orders.Awaiting``."""
+    action: str
+    """Where it is sent."""
+    back: str
+    """The page that it was opened from."""
+    op: str = ""
     signal: Sendable | None = None
     signals: tuple[Sendable, ...] = ()
     values: dict[str, str] = {}  # noqa: RUF012 - never written to
@@ -137,7 +151,37 @@ class Filled(NamedTuple):
     """The control that the error is about."""
 
 
-class Steer(Page):
+class Asking(Page):
+    """Asks before it acts, and tells what has come of it."""
+
+    def ask(self, filled: Filled) -> None:
+        """The question; ``part=form`` alone, for a dialog."""
+        form = self.get_query_argument("part", None) == "form"
+        wanted = controls(filled.signal.codec) if filled.signal is not None else ()
+        self.render(
+            "machines/form.html" if form else "machines/act.html",
+            show=self.show(), filled=filled, controls=wanted, prefix=FIELD, dialog=form,
+        )  # fmt: skip
+
+    def entered(self) -> dict[str, str]:
+        """What a form was filled with."""
+        return {name: self.get_body_argument(name, "") for name in self.request.body_arguments}
+
+    def refused(self, filled: Filled, trouble: Trouble) -> None:
+        """Tell at the form what is wrong."""
+        self.set_status(status_of(trouble.error))
+        self.ask(filled._replace(error=str(trouble.error), field=_field(trouble.error, filled.values)))
+
+    def done(self, filled: Filled, said: str) -> None:
+        """Tell what was done, and go back to where it was asked."""
+        if self.get_query_argument("part", None) == "form":
+            self.finish({"said": said})
+        else:
+            self.set_signed_cookie(SAID, said, expires_days=None, httponly=True, samesite="Lax")
+            self.redirect(filled.back, status=303)
+
+
+class Steer(Asking):
     """``/machines/op/…/cancel`` and the others: asks, and does it when it is confirmed."""
 
     @authenticated
@@ -148,15 +192,14 @@ class Steer(Page):
         wanted = self.get_query_argument("signal", None)
         chosen = self._chosen(signals, self.get_query_argument("module", None), wanted) if act == "signal" else None
         values = {"signal": wanted or "", "id": new_id()}
-        self._ask(op, Filled(ACTS[act], chosen, tuple(signals), values))
+        self.ask(self._filled(op, act)._replace(signal=chosen, signals=tuple(signals), values=values))
 
     @authenticated
     async def post(self, op: str, act: str) -> None:
         """Do it; what is wrong is told at the form."""
         self.may_steer()
-        values = {name: self.get_body_argument(name, "") for name in self.request.body_arguments}
-        filled = Filled(ACTS[act], values=values)
-        executor = self.executor
+        values, executor = self.entered(), self.executor
+        filled = self._filled(op, act)._replace(values=values)
         try:
             given: dict[str, Any] = values
             if act == "signal":
@@ -164,20 +207,18 @@ class Steer(Page):
                 chosen = self._chosen(signals, values.get("module"), values.get("signal"))
                 filled = filled._replace(signal=chosen, signals=tuple(signals))
                 given = {**values, **self._payload(chosen, values)}
-            said, _ = await self.off_loop(lambda: acts.perform(executor, op, act, given))
+            said, _ = await self.off_loop(lambda: acts.perform(executor, filled.op, act, given))
         except Misread as problem:
             self.set_status(400)
-            self._ask(op, filled._replace(error=f"{problem.name} is {problem.problem}", field=problem.name))
-            return
+            self.ask(filled._replace(error=f"{problem.name} is {problem.problem}", field=problem.name))
         except Trouble as trouble:
-            self.set_status(status_of(trouble.error))
-            self._ask(op, filled._replace(error=str(trouble.error), field=_field(trouble.error, values)))
-            return
-        if self.get_query_argument("part", None) == "form":
-            self.finish({"said": said})
+            self.refused(filled, trouble)
         else:
-            self.set_signed_cookie(SAID, said, expires_days=None, httponly=True, samesite="Lax")
-            self.redirect(self.show().at("op", op), status=303)
+            self.done(filled, said)
+
+    def _filled(self, named: str, act: str) -> Filled:
+        op, show = self.operation(named), self.show()
+        return Filled(ACTS[act], op, show.at("op", op, act), show.at("op", op), op)
 
     @staticmethod
     def _chosen(signals: list[Sendable], module: str | None, name: str | None) -> Sendable | None:
@@ -194,13 +235,33 @@ class Steer(Page):
         entered = {name.removeprefix(FIELD): text for name, text in values.items() if name.startswith(FIELD)}
         return {"payload": payload(chosen.codec, entered), "signal": chosen.name or values.get("signal", "")}
 
-    def _ask(self, op: str, filled: Filled) -> None:
-        form = self.get_query_argument("part", None) == "form"
-        wanted = controls(filled.signal.codec) if filled.signal is not None else ()
-        self.render(
-            "machines/form.html" if form else "machines/act.html",
-            show=self.show(), op=op, filled=filled, controls=wanted, prefix=FIELD,
-        )  # fmt: skip
+
+class SteerModule(Asking):
+    """``/machines/module/…/pause`` and ``resume``, with ``state`` for one state of it."""
+
+    @authenticated
+    async def get(self, module: str, act: str) -> None:
+        """The question; ``part=form`` alone, for a dialog."""
+        self.may_steer()
+        self.ask(self._filled(module, act))
+
+    @authenticated
+    async def post(self, module: str, act: str) -> None:
+        """Do it; what is wrong is told at the form."""
+        self.may_steer()
+        values, executor, state = self.entered(), self.executor, self.get_query_argument("state", "")
+        filled = self._filled(module, act)._replace(values=values)
+        try:
+            said = await self.off_loop(lambda: acts.perform_on_module(executor, module, state, act, values))
+        except Trouble as trouble:
+            self.refused(filled, trouble)
+        else:
+            self.done(filled, said)
+
+    def _filled(self, module: str, act: str) -> Filled:
+        state, show = self.get_query_argument("state", ""), self.show()
+        action = show.at("module", module, act, state=state)
+        return Filled(OF_MODULES[act], acts.named(module, state), action, show.at("module", module))
 
 
 def _field(error: SmqueueError, values: dict[str, str]) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urlencode
 
 from tornado.escape import xhtml_escape
 
+from smqueue.errors import SmqueueError
+from smqueue.flower.forms import Words, readable
+from smqueue.instances import Instances
 from smqueue.words import span
 
 TONES = {
@@ -32,14 +36,19 @@ class Show:
         prefix: Flower's ``--url-prefix``.
         namespace: What links keep asking for; ``None``: nothing.
         now: Against which times are told.
+        instances: The modules that are known, by which states are told.
     """
 
-    def __init__(self, prefix: str | None, namespace: str | None, now: datetime) -> None:
+    def __init__(
+        self, prefix: str | None, namespace: str | None, now: datetime, instances: Instances | None = None
+    ) -> None:
         self._prefix = "/" + prefix.strip("/") if prefix else ""
-        self.namespace, self.now = namespace, now
+        self.namespace, self.now, self._instances = namespace, now, instances
 
     def at(self, *path: str, **query: object) -> str:
         """The address of a page below ``/machines``; what is ``None``, empty or false is left out of its query."""
+        if path[:1] == ("op",) and path[1] in {".", ".."}:  # no path can hold them
+            path, query = ("op", "_", *path[2:]), {"op": path[1], **query}
         asked = {name: value for name, value in {"namespace": self.namespace, **query}.items() if value}
         where = "/".join([f"{self._prefix}/machines", *(quote(part, safe="") for part in path)])
         return f"{where}?{urlencode(asked)}" if asked else where
@@ -79,12 +88,15 @@ class Show:
         """The color of a status."""
         return TONES.get(status, "secondary")
 
-    @staticmethod
-    def state(value: Any) -> str:
-        """The fields of a state in one line, secrets hidden already."""
+    def state(self, value: Any, module: str = "", type_name: str = "") -> str:
+        """The fields of a state in one line, secrets hidden already; durations as spans of time."""
+        if self._instances is not None and module in self._instances:
+            with suppress(SmqueueError):  # a module whose file cannot be imported
+                if (known := self._instances.get(module).module.types.get(type_name)) is not None:
+                    value = readable(known.codec, value)
         if not isinstance(value, dict):
-            return "" if value is None else json.dumps(value, ensure_ascii=False)
-        return " ".join(f"{name}={json.dumps(item, ensure_ascii=False)}" for name, item in value.items())
+            return "" if value is None else _told(value)
+        return " ".join(f"{name}={_told(item)}" for name, item in cast("dict[str, Any]", value).items())
 
     @staticmethod
     def _time(kind: str, when: datetime, words: str, form: str = "") -> str:
@@ -93,6 +105,10 @@ class Show:
         about += f' data-words="{xhtml_escape(form)}"' if form else ""
         title = f"{utc:%Y-%m-%d %H:%M:%S} UTC"
         return f'<time datetime="{utc.isoformat()}" title="{title}"{about}>{xhtml_escape(words)}</time>'
+
+
+def _told(value: Any) -> str:
+    return value if isinstance(value, Words) else json.dumps(value, ensure_ascii=False)
 
 
 @lru_cache

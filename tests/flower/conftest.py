@@ -9,6 +9,7 @@ import pytest
 
 from smqueue.embedded import EmbeddedServer
 from tests.flower.site import Site, flower
+from tests.inprocess import play
 from tests.shopping import Shop
 from tests.workers import running
 
@@ -31,3 +32,6 @@ def site(world: Shop) -> Iterator[Site]:
     """A Flower in which everybody who reaches it may steer."""
     with flower(world, env={"FLOWER_UNAUTHENTICATED_API": "1"}) as found:
         yield found
+
+
+__all__ = ["play", "site", "world"]

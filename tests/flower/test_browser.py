@@ -73,7 +73,7 @@ def test_the_clicks_of_the_tutorial(page: Page, site: Site, world: Shop) -> None
     dialog.get_by_role("button", name="Send").click()
     expect(dialog).to_be_hidden()
     moved = page.locator("#timeline li").first
-    expect(moved).to_contain_text("Awaiting → Packing won by paid")
+    expect(moved).to_contain_text("Awaiting → to Packing won by paid")
     expect(page.locator(".state.current")).to_have_attribute("data-state", "Packing")
     expect(page.locator("#smq-said")).to_have_text("Packing, paid has won")
     world.executor.signal("order-17", shop.packed)  # by somebody else

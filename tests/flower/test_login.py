@@ -13,7 +13,7 @@ from tests.flower.site import flower
 from tests.shopping import Shop
 
 PAGES = ("/machines", "/machines/events", "/machines/module/orders", "/machines/op/known", "/machines/op/known/events")
-PAGES += ("/machines/op/known/signal", "/api/machines", "/api/machines/overview", "/api/machines/known")
+PAGES += ("/machines/op/known/signal", "/api/machines", "/api/machines-overview", "/api/machines/known")
 POSTS = tuple(f"/{kind}/known/{act}" for kind in ("machines/op", "api/machines") for act in ("cancel", "signal"))
 
 

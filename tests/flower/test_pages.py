@@ -57,7 +57,7 @@ def test_the_overview_counts_and_its_search_finds(site: Site, world: Shop) -> No
         world.add(f"many-{mark}-{n:02}", shop.Watching(f"nobody-{mark}"))
 
     def counted() -> int:
-        states = site.get("/api/machines/overview").json["states"]
+        states = site.get("/api/machines-overview").json["states"]
         return next((one["active"] for one in states if one["state"] == "Watching"), 0)
 
     wait_until(lambda: counted() == 60, "all are counted")  # what was looked at a second ago is shown again
@@ -84,7 +84,7 @@ def test_an_operations_page_says_why_and_who_won(site: Site, world: Shop, op: st
     found = page(site, op)
     said = words(found)
     assert "handed_over waits for signal packed" in said
-    assert re.search(r"Awaiting → Packing won by paid", said)
+    assert re.search(r"Awaiting → to Packing won by paid", said)
     assert re.search(r"lost: expired \(deadline\) had (3 h|2 h 59 min) left", said)
     assert re.search(r'<g class="state current" data-state="Packing"', found.text)
     assert re.search(

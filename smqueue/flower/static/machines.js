@@ -49,6 +49,13 @@
         return fetch(url, {credentials: "same-origin", headers: {"X-Requested-With": "fetch"}});
     }
 
+    // The HTML of a part of the page; null for an error, or a login that has run out.
+    function part_of(url) {
+        return fetched(url).then(function (answer) {
+            return answer.ok && !answer.redirected ? answer.text() : null;
+        });
+    }
+
     var shown = new Map();
 
     function replace(element, html) {
@@ -64,9 +71,7 @@
 
     function refresh() {
         return Promise.all(Array.from(root.querySelectorAll("[data-part]")).map(function (element) {
-            return fetched(element.dataset.part).then(function (answer) {
-                return answer.ok ? answer.text() : null;
-            }).then(function (html) {
+            return part_of(element.dataset.part).then(function (html) {
                 if (html !== null && html !== shown.get(element.id)) {
                     shown.set(element.id, html);
                     replace(element, html);
@@ -112,28 +117,46 @@
         if (!timeline || timeline.hasAttribute("data-still") || known >= last) {
             return Promise.resolve();
         }
-        return fetched(timeline.dataset.rows + (timeline.dataset.rows.includes("?") ? "&" : "?") + "after=" + known).then(function (answer) {
-            return answer.ok ? answer.text() : "";
-        }).then(function (html) {
-            var fresh = rows(html);
-            var items = Array.from(fresh.querySelectorAll("li[data-sequence]")).filter(function (item) {
-                return parseInt(item.dataset.sequence, 10) > known;
-            });
+        return part_of(timeline.dataset.rows + (timeline.dataset.rows.includes("?") ? "&" : "?") + "after=" + known).then(function (html) {
+            var items = steps(rows(html || "")).filter(function (item) { return sequence(item) > known; });
             if (!items.length) {
-                return;
+                return null;
             }
-            var gap = parseInt(items[items.length - 1].dataset.sequence, 10) - known > 1;
-            known = parseInt(items[0].dataset.sequence, 10);
-            if (gap) {
-                timeline.replaceChildren(); // too many to follow: begin anew with the latest
+            if (sequence(items[items.length - 1]) - known > 1) {
+                return anew(); // too many to follow
             }
-            items.reverse().forEach(function (item) {
+            items.slice().reverse().forEach(function (item) {
                 item.classList.add("smq-new");
                 timeline.prepend(item);
             });
-            document.querySelector("[data-total]").textContent = (known + 1).toLocaleString("en");
-            say(items[items.length - 1].dataset.said);
+            return told(items[0]);
         });
+    }
+
+    function steps(fragment) {
+        return Array.from(fragment.querySelectorAll("li[data-sequence]"));
+    }
+
+    function sequence(item) {
+        return parseInt(item.dataset.sequence, 10);
+    }
+
+    // Begin with the latest steps, behind which the older ones are a link.
+    function anew() {
+        return part_of(timeline.dataset.rows).then(function (html) {
+            var fresh = rows(html || ""), items = steps(fresh);
+            if (items.length) {
+                timeline.replaceChildren(fresh);
+                told(items[0]);
+            }
+        });
+    }
+
+    function told(newest) {
+        known = sequence(newest);
+        last = Math.max(last, known);
+        document.querySelector("[data-total]").textContent = (known + 1).toLocaleString("en");
+        say(newest.dataset.said);
     }
 
     document.addEventListener("click", function (event) {
@@ -145,14 +168,18 @@
         var url = new URL(older.href);
         url.searchParams.set("part", "timeline");
         url.hash = "";
-        fetched(url).then(function (answer) { return answer.text(); }).then(function (html) {
+        part_of(url).then(function (html) {
+            if (html === null) {
+                window.location.assign(older.href); // which says what is wrong
+                return;
+            }
             var fresh = rows(html), first = fresh.querySelector("li");
             older.closest("li").replaceWith(fresh);
             if (first) {
                 first.tabIndex = -1;
                 first.focus({preventScroll: true});
             }
-        });
+        }).catch(function () { say("Flower does not answer."); });
     });
 
     // --- events ------------------------------------------------------------------------------------------------------
@@ -166,29 +193,137 @@
         }
     }
 
-    if (part && window.EventSource) {
-        var events = part.dataset.events;
+    // A browser connects again by itself after a lost connection, but not after an answer that is an error. A page that
+    // nobody sees has no stream: a browser has but a few connections for all of its tabs.
+    var AGAIN_MS = 5000;
+    var source = null, again = null, lost = false, before = false;
+
+    function listen() {
+        var address = part.dataset.events;
         if (last >= 0) {
-            events += (events.includes("?") ? "&" : "?") + "after=" + last;
+            address += (address.includes("?") ? "&" : "?") + "after=" + last;
         }
-        var source = new EventSource(events);
-        var opened = false;
+        window.clearTimeout(again);
+        source = new EventSource(address);
         source.addEventListener("open", function () {
             live("status-dot-live", "Live");
-            if (opened) {
+            if (lost) {
+                say("Connected again.");
+            }
+            if (before) {
                 soon(); // what was missed meanwhile
             }
-            opened = true;
+            lost = false;
+            before = true;
         });
-        source.addEventListener("error", function () { live("status-dot-error", "Connecting…"); });
+        source.addEventListener("error", function (event) {
+            if (event.target !== source) {
+                return;
+            }
+            live("status-dot-error", "Connecting…");
+            if (!lost) {
+                say("The connection is lost: what is shown may be out of date.");
+            }
+            lost = true;
+            if (source.readyState === EventSource.CLOSED) {
+                window.clearTimeout(again);
+                again = window.setTimeout(listen, AGAIN_MS);
+            }
+        });
         source.addEventListener("changed", soon);
         source.addEventListener("rewound", function () { window.location.reload(); });
         source.addEventListener("message", function (event) {
             last = Math.max(last, JSON.parse(event.data).sequence);
             soon();
         });
-        window.addEventListener("beforeunload", function () { source.close(); });
     }
+
+    function silent() {
+        window.clearTimeout(again);
+        if (source) {
+            source.close();
+            source = null;
+        }
+    }
+
+    if (part && window.EventSource) {
+        if (!document.hidden) {
+            listen();
+        }
+        document.addEventListener("visibilitychange", function () {
+            if (document.hidden) {
+                silent();
+            } else if (!source) {
+                listen();
+            }
+        });
+        window.addEventListener("pagehide", silent);
+        window.addEventListener("pageshow", function (event) {
+            if (event.persisted && !source) {
+                listen();
+            }
+        });
+    }
+
+    // --- a search that has found nothing yet -------------------------------------------------------------------------
+
+    var found = document.getElementById("found");
+
+    function follow() {
+        var place = found && found.querySelector("[data-follow]");
+        if (!place) {
+            return;
+        }
+        var looked = parseInt(place.dataset.looked, 10), stopped = false;
+        var line = document.createElement("span"), stop = document.createElement("button");
+        line.setAttribute("data-progress", "");
+        stop.type = "button";
+        stop.className = "btn btn-sm btn-outline-secondary ms-2";
+        stop.textContent = "Stop";
+        stop.addEventListener("click", function () {
+            stopped = true;
+            stop.remove();
+        });
+
+        function progress() {
+            line.textContent = (stopped ? "Stopped: nothing" : "Searching: nothing yet") + " among " + looked.toLocaleString("en") + " operations.";
+        }
+
+        function next(address) {
+            part_of(address).then(function (html) {
+                if (html === null) {
+                    window.location.assign(address.replace(/([?&])part=found&?/, "$1"));
+                    return;
+                }
+                var fresh = rows(html), following = fresh.querySelector("[data-follow]");
+                looked += following ? parseInt(following.dataset.looked, 10) : 0;
+                if (!following) {
+                    found.replaceChildren(fresh);
+                    tick();
+                    say(found.querySelector("tbody").rows.length + " rows found.");
+                    return;
+                }
+                found.querySelectorAll("a[rel=next]").forEach(function (link) { // from where a stopped one goes on
+                    link.href = fresh.querySelector("a[rel=next]").href;
+                });
+                progress();
+                if (!stopped) {
+                    next(following.dataset.follow);
+                }
+            }).catch(function () {
+                stopped = true;
+                stop.remove();
+                line.textContent = "Flower does not answer.";
+            });
+        }
+
+        stop.addEventListener("click", progress);
+        place.replaceChildren(line, stop);
+        progress();
+        say("Searching on.");
+        next(place.dataset.follow);
+    }
+    follow();
 
     // --- asking before acting ----------------------------------------------------------------------------------------
 
@@ -223,13 +358,13 @@
             var link = event.target.closest("[data-act]");
             if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
                 event.preventDefault();
-                fetched(withPart(link.href)).then(function (answer) {
-                    if (!answer.ok) {
+                part_of(withPart(link.href)).then(function (html) {
+                    if (html === null) {
                         window.location.assign(link.href); // a login that has run out, say
-                        return null;
+                    } else {
+                        ask(html);
                     }
-                    return answer.text().then(ask);
-                });
+                }).catch(function () { say("Flower does not answer."); });
             } else if (dialog.open && event.target.closest("[data-close]")) {
                 event.preventDefault();
                 dialog.close();
