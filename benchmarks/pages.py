@@ -1,13 +1,16 @@
 """How long Flower's pages of machines take among very many, and which command of Redis takes longest meanwhile.
 
-``python -m benchmarks.pages [--machines 1000000] [--steps 10000]``: an embedded server is filled with machines that
-wait, and one operation with a long history; then a real Flower is asked for each page, again and again. What counts is
-the longest answer: one look at a namespace serves all who ask within a second.
+``python -m benchmarks.pages [--machines 1000000] [--steps 10000] [--crowd 20000] [--out FILE]``: an embedded server is
+filled with machines that wait, each in an operation of its own; among the first of them is one operation of very many,
+far behind one machine in a rare state; some hundred are quarantined, and one operation has a long history. Then a real
+Flower is asked for each page, again and again, and searches are followed by their cursors. What counts is the longest
+answer: one look at a namespace serves all who ask within a second.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
 import statistics
@@ -16,25 +19,48 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
 from benchmarks.app import build
 from benchmarks.feeding import BATCH, add_all
-from benchmarks.machines import Awaiting
+from benchmarks.machines import Awaiting, Watched
 from benchmarks.stage import ROOT, beside
+from benchmarks.surroundings import surroundings
+from smqueue import Executor, StateMachine
 from smqueue.embedded import EmbeddedServer
 from smqueue.keys import Keys
 from smqueue.records import compact
 
-NAMESPACE, LONG = "pages", "long-history"
+NAMESPACE, LONG, CROWD, RARE = "pages", "long-history", "crowd", "rare"
 ROUNDS = 10
+ASIDE = 500
+"""Of the crowd's machines so many are quarantined."""
+FOLLOWED = 100
+"""Pages of a search that are followed, at most; of one for what is rare all are."""
 STARTS_S = 60
 MOST_S, MOST_COMMAND_MS = 1.0, 50.0
 """Goals."""
+
+
+class Timed(NamedTuple):
+    """How long the answers of a page took, in seconds."""
+
+    title: str
+    took_s: list[float]
+    more: str = ""
+
+    @property
+    def row(self) -> str:
+        """Of a table."""
+        most = max(self.took_s)
+        met = "✓" if most <= MOST_S else "✗"
+        median = statistics.median(self.took_s) * 1000
+        return f"| {self.title} | {len(self.took_s)} | {median:.0f} | {most * 1000:.0f} {met} | {self.more} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,29 +68,93 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pages", description=__doc__)
     parser.add_argument("--machines", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--crowd", type=int, default=20_000)
+    parser.add_argument("--out", type=Path)
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, EmbeddedServer(Path(folder) / "data") as server:
         _, executor = build(server.url, beside(server.url), NAMESPACE)
         began = time.perf_counter()
-        for at in range(0, asked.machines, BATCH):
-            add_all(executor, f"waiting-{at:07}", [Awaiting(5)] * min(BATCH, asked.machines - at))
-        (op,) = add_all(executor, LONG, [Awaiting(5)])
-        lengthen(executor.deployment.keys(op), op, server.url, asked.steps)
-        print(f"{asked.machines:,} machines and a history of {asked.steps:,} in {time.perf_counter() - began:.0f} s")
+        fill(executor, server.url, asked.machines, asked.crowd, asked.steps)
+        print(f"filled in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         with redis.Redis.from_url(server.url, socket_timeout=60) as client:
             client.config_set("slowlog-log-slower-than", 1_000)  # µs
             client.config_set("slowlog-max-len", 1_000)
             client.slowlog_reset()
-            worst = ask(server.url, op, folder)
-            slow = sorted(client.slowlog_get(1_000), key=lambda one: -one["duration"])[:3]
-            told = [f"{one['duration'] / 1000:.1f} ms {one['command'][:70]!r}" for one in slow]
-            print("slowest commands:", "; ".join(told) or "all under 1 ms")
-            slowest_ms = slow[0]["duration"] / 1000 if slow else 0.0
-    return int(worst > MOST_S or slowest_ms > MOST_COMMAND_MS)
+            found = list(ask(server.url, folder))
+            logged: Any = client.slowlog_get(1_000)
+            slow = sorted(logged, key=lambda one: -one["duration"])[:3]
+    slowest_ms = slow[0]["duration"] / 1000 if slow else 0.0
+    text = told(asked, found, slow, slowest_ms)
+    print(text)
+    if asked.out is not None:
+        asked.out.write_text(text)
+    return int(max(max(one.took_s) for one in found) > MOST_S or slowest_ms > MOST_COMMAND_MS)
+
+
+def told(asked: argparse.Namespace, found: Sequence[Timed], slow: Sequence[Any], slowest_ms: float) -> str:
+    """All of it as a page."""
+    fast = slowest_ms <= MOST_COMMAND_MS
+    commands = [f"- {one['duration'] / 1000:.1f} ms: `{shown(one['command'])}`" for one in slow]
+    lines = [
+        "# Flower's pages among many machines",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}, `python -m benchmarks.pages --machines {asked.machines}`.",
+        "",
+        f"{asked.machines:,} machines, each in an operation of its own; one operation of {asked.crowd:,}, of which",
+        f"{ASIDE} are quarantined; one machine in a rare state, behind nine tenths of the others; one operation with",
+        f"{asked.steps:,} steps. One client asks for each page, over HTTP, of a Flower on the same machine.",
+        "",
+        *(f"- {name.replace('_', ' ')}: {value}" for name, value in surroundings().items()),
+        "",
+        f"✓ and ✗: the goal, at most {MOST_S:g} s for the longest answer, met or not.",
+        "",
+        "| page | times | median, ms | most, ms | |",
+        "|---|---|---|---|---|",
+        *(one.row for one in found),
+        "",
+        f"The slowest commands of Redis meanwhile; the goal is {MOST_COMMAND_MS:g} ms at most{' ✓' * fast or ' ✗'}:",
+        "",
+        *(commands or ["- none took 1 ms"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def shown(command: bytes) -> str:
+    """The beginning of a command."""
+    return command[:70].decode(errors="replace").replace("`", "'")
+
+
+def fill(executor: Executor, url: str, machines: int, crowd: int, steps: int) -> None:
+    """Add all of them; the crowd comes before the others, the rare one behind nine tenths of them."""
+    for at in range(0, crowd, BATCH):
+        batch = [StateMachine(CROWD, Awaiting(n)) for n in range(at, min(at + BATCH, crowd))]
+        executor.add_state_machines(batch)
+    put_aside(executor, url)
+    for at in range(0, machines, BATCH):
+        if at <= machines * 9 // 10 < at + BATCH:
+            add_all(executor, RARE, [Watched(5)])
+        add_all(executor, f"waiting-{at:07}", [Awaiting(5)] * min(BATCH, machines - at))
+        if at % 100_000 == 0:
+            print(f"{at:,} of {machines:,}", file=sys.stderr, flush=True)
+    (op,) = add_all(executor, LONG, [Awaiting(5)])
+    lengthen(executor.deployment.keys(op), op, url, steps)
+
+
+def put_aside(executor: Executor, url: str) -> None:
+    """Quarantine some of the crowd, as a drain does it."""
+    keys, notes = executor.deployment.keys(CROWD), dict[str, str]()
+    for n in range(ASIDE):
+        record = executor.instances.place(StateMachine(CROWD, Awaiting(n))).record
+        entry = f"{record}:{'A' * 16}"
+        notes[record] = compact({"error": "ValueError: on purpose", "op": CROWD, "entry": entry, "at": 0})
+    client: Any
+    with redis.Redis.from_url(url, socket_timeout=60) as client:
+        client.hset(keys.quarantine, mapping=notes)
 
 
 def lengthen(keys: Keys, op: str, url: str, steps: int) -> None:
     """Give an operation a long history, written as commits write it; its states repeat."""
+    client: Any
     with redis.Redis.from_url(url, socket_timeout=60) as client:
         (field,) = [raw.decode() for raw in client.hkeys(keys.active(op))]
         module, state, _ = field.split(" ", 2)
@@ -90,8 +180,8 @@ def left_of(entry: dict[str, Any], now_us: int) -> str:
     )
 
 
-def ask(url: str, op: str, folder: str) -> float:
-    """Ask a Flower for each page; returns the longest answer, in seconds."""
+def ask(url: str, folder: str) -> Iterator[Timed]:
+    """Ask a Flower for each page."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     env = {"SMQUEUE_URL": url, "CELERY_BROKER_URL": beside(url), "SMQUEUE_NAMESPACE": NAMESPACE, "PYTHONPATH": path}
     env |= {"FLOWER_UNAUTHENTICATED_API": "1"}
@@ -113,30 +203,58 @@ def ask(url: str, op: str, folder: str) -> float:
                 break
             except OSError:
                 time.sleep(0.1)
-        pages = {
-            "the overview": "/machines",
-            "a search, first page": "/machines?state=Awaiting",
-            "a search by prefix": "/machines?operation=waiting-05*",
-            "the oldest quarantined": "/machines?quarantined=1",
-            "an operation of many steps": f"/machines/op/{op}",
-            "its steps in the middle": f"/machines/op/{op}?before=5000",
-            "its explanation as JSON": f"/api/machines/{op}",
-        }
-        return max(took(title, base + page) for title, page in pages.items())
+        for title, page in PAGES.items():
+            yield took(title, base + page)
+        for title, query in SEARCHES.items():
+            yield followed(title, f"{base}/api/machines?{query}")
     finally:
         process.terminate()
         process.wait(30)
 
 
-def took(title: str, address: str) -> float:
-    """The longest of some requests, in seconds."""
+PAGES = {
+    "the overview": "/machines",
+    "a search, first page": "/machines?state=Awaiting",
+    "a search by prefix": "/machines?operation=waiting-05*",
+    "a search, newest first": "/machines?newest=1",
+    "the quarantined": "/machines?quarantined=1",
+    "the quarantined of one operation of many machines": f"/machines?quarantined=1&operation={CROWD}",
+    "an operation of many machines": f"/machines/op/{CROWD}",
+    "its explanation as JSON": f"/api/machines/{CROWD}",
+    "an operation of many steps": f"/machines/op/{LONG}-0",
+    "its steps in the middle": f"/machines/op/{LONG}-0?before=5000",
+    "its explanation as JSON, of many steps": f"/api/machines/{LONG}-0",
+}
+SEARCHES = {
+    "all, by cursor": "",
+    "an operation of many machines, by cursor": f"operation={CROWD}",
+    "the quarantined, by cursor": "quarantined=1",
+    "a rare state, by cursor": "state=Watched",
+}
+
+
+def took(title: str, address: str) -> Timed:
+    """How long some requests took."""
     found: list[float] = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
         get(address)
         found.append(time.perf_counter() - began)
-    print(f"{title}: median {statistics.median(found) * 1000:.0f} ms, at most {max(found) * 1000:.0f} ms")
-    return max(found)
+    return Timed(title, found)
+
+
+def followed(title: str, address: str) -> Timed:
+    """How long each page of a search took, from the first to the last, or some hundred."""
+    found, count, cursor = list[float](), 0, ""
+    rare = "Watched" in address
+    while cursor is not None and (rare or len(found) < FOLLOWED):
+        began = time.perf_counter()
+        page = json.loads(get(f"{address}&cursor={cursor}"))
+        found.append(time.perf_counter() - began)
+        count, cursor = count + len(page["machines"]), page["cursor"]
+        if rare and count:
+            break
+    return Timed(title, found, f"{count:,} machine{'' if count == 1 else 's'} in {sum(found):.1f} s")
 
 
 def get(address: str) -> bytes:

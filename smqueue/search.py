@@ -74,6 +74,11 @@ class Wanted(NamedTuple):
     older_s: float | None = None
     newest: bool = False
 
+    @property
+    def some(self) -> bool:
+        """Whether not all machines are wanted, or all that are quarantined."""
+        return any(one is not None for one in (self.operation, self.module, self.state, self.older_s))
+
     def takes(self, operation: str) -> bool:
         """Whether an operation is wanted."""
         if self.operation is None or not self.operation.endswith("*"):
@@ -107,7 +112,8 @@ class _Place(NamedTuple):
     scan: int = 0
     """A cursor of HSCAN: not behind that operation, but within it; or within the quarantine."""
     behind: str = ""
-    """A record of that operation, which is so small that one HSCAN brings all of it: those whose ids come later."""
+    """A record of that operation, or of the quarantine, which is so small that one HSCAN brings all of it: those whose
+    ids come later."""
 
     def dump(self) -> str:
         return urlsafe_b64encode(compact(self).encode()).decode()
@@ -213,6 +219,13 @@ class _Record(NamedTuple):
     field: str | None
     value: bytes
     note: bytes | None = None
+    noted: str = ""
+    """The id that the note is about."""
+
+    @property
+    def id(self) -> str:
+        """Of the record."""
+        return self.noted or digest(self.op, self.field or "")
 
 
 class _Page:
@@ -255,10 +268,14 @@ class _Page:
     def aside(self, place: _Place) -> _Place:
         """Machines that were set aside, by their notes; where to go on."""
         keys = self._deployment.all_keys()[place.shard]
-        scan, records, looked = self._run(_aside(keys, self._wanted, place.scan, max(1, min(self._limit, PAGE))))
+        count = PAGE if self._wanted.some else max(1, min(self._room, PAGE))
+        then, records, looked = self._run(_aside(keys, self._wanted, place, count))
+        if not (then.scan or place.scan) and len(records) > self._room:
+            records = records[: max(1, self._room)]
+            then = then._replace(behind=records[-1].id)
         self._list(keys, records)
         self.looked_at += looked
-        return _Place(place.shard, scan=scan) if scan else _Place(place.shard + 1)
+        return then if then.scan or then.behind else _Place(place.shard + 1)
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -310,10 +327,9 @@ class _Page:
 
 
 def _cut(records: Sequence[_Record], behind: str, room: int) -> tuple[list[_Record], str]:
-    """So many of all records of an operation, behind one of them; and which is the last, where there are more."""
-    names = sorted((digest(one.op, one.field or ""), one) for one in records)
-    rest = [(name, one) for name, one in names if name > behind]
-    return [one for _, one in rest[:room]], rest[room - 1][0] if len(rest) > room else ""
+    """So many of all records of a hash, behind one of them; and which is the last, where there are more."""
+    rest = sorted((one for one in records if one.id > behind), key=lambda one: one.id)
+    return rest[:room], rest[room - 1].id if len(rest) > room else ""
 
 
 # --- which operations ------------------------------------------------------------------------------------------------
@@ -370,14 +386,20 @@ def _scanned(keys: Keys, places: Sequence[tuple[str, int]], wanted: Wanted) -> S
     return found
 
 
-def _aside(keys: Keys, wanted: Wanted, scan: int, count: int) -> Steps[tuple[int, list[_Record], int]]:
-    """A part of the quarantine from a cursor on: the next cursor, what is wanted of it, and how much was read."""
-    time, reply = yield from read([], ("TIME",), ("HSCAN", keys.quarantine, scan, "COUNT", count))
+def _aside(keys: Keys, wanted: Wanted, place: _Place, count: int) -> Steps[tuple[_Place, list[_Record], int]]:
+    """A part of the quarantine from a place on: the next place, what is wanted of it, and how much was looked at."""
+    time, reply = yield from read([], ("TIME",), ("HSCAN", keys.quarantine, place.scan, "COUNT", count))
     if isinstance(reply, Exception):
-        return 0, [], 0
-    notes = {record.decode(errors="replace"): note for record, note in zip(reply[1][::2], reply[1][1::2], strict=True)}
+        return _Place(), [], 0
+    then = _Place(place.shard, scan=int(reply[0]))
+    pairs = zip(reply[1][::2], reply[1][1::2], strict=True)
+    notes: dict[str, bytes] = {record.decode(errors="replace"): note for record, note in pairs}
+    if not then.scan and not place.scan:  # all of it at once; one that has grown meanwhile is read anew
+        names = sorted(name for name in notes if name > place.behind)
+        then = then._replace(behind=names[count - 1] if len(names) > count else "")
+        notes = {name: notes[name] for name in names[:count]}
     stored = (yield from read([], *[("GET", keys.machine(record)) for record in notes])) if notes else []
-    records = [_noted(note, raw) for note, raw in zip(notes.values(), stored, strict=True)]
+    records = [_noted(record, note, raw) for (record, note), raw in zip(notes.items(), stored, strict=True)]
     looks: list[Command] = [("HGET", keys.active(one.op), one.field or "") for one in records]
     values = (yield from read([], *looks)) if looks else []
     fits, found = _Fits(wanted, time_us(time)), list[_Record]()
@@ -386,15 +408,15 @@ def _aside(keys: Keys, wanted: Wanted, scan: int, count: int) -> Steps[tuple[int
         gone = value is None and one.field is not None  # meanwhile
         if wanted.takes(one.op) and not gone and fits(there):
             found.append(there)
-    return int(reply[0]), found, len(notes)
+    return then, found, len(notes)
 
 
-def _noted(note: bytes, stored: Any) -> _Record:
+def _noted(record: str, note: bytes, stored: Any) -> _Record:
     """Which record a note is about; where that cannot be read, at least of which operation."""
     with suppress(ValueError, TypeError):
         machine = Machine.parse(stored)
-        return _Record(machine.op, machine.field, b"", note)
-    return _Record(_text_of(note, "op"), None, b"", note)
+        return _Record(machine.op, machine.field, b"", note, record)
+    return _Record(_text_of(note, "op"), None, b"", note, record)
 
 
 def _text_of(note: bytes, name: str) -> str:
@@ -431,7 +453,7 @@ def _since_us(value: bytes) -> int:
 
 def _listed(keys: Keys, records: Sequence[_Record], instances: Instances, *, quarantined: bool) -> Steps[list[Listed]]:
     if quarantined and records[0].note is None:  # of one operation, whose machines are looked through
-        names = [digest(one.op, one.field or "") for one in records]
+        names = [one.id for one in records]
         (notes,) = yield from read([], ("HMGET", keys.quarantine, *names))
         if isinstance(notes, Exception):
             return []
@@ -444,10 +466,9 @@ def _listed(keys: Keys, records: Sequence[_Record], instances: Instances, *, qua
 def _looks(keys: Keys, one: _Record) -> Iterator[Command]:
     if one.field is None:
         return
-    record = digest(one.op, one.field)
     if one.note is None:
-        yield "HGET", keys.quarantine, record
-    yield "HMGET", keys.race(record), "won", "error"
+        yield "HGET", keys.quarantine, one.id
+    yield "HMGET", keys.race(one.id), "won", "error"
     for control in _controls(keys, one.op, one.field):
         yield "GET", control
 
@@ -463,9 +484,8 @@ def _told(keys: Keys, one: _Record, known: dict[Command, Any], instances: Instan
     if one.field is None:
         error = _text_of(one.note or b"", "error")
         return Listed(one.op, "", label_of(""), None, "", 0, None, "quarantined", error or "unreadable")
-    record = digest(one.op, one.field)
-    note = known.get(("HGET", keys.quarantine, record), one.note)
-    aside, race = isinstance(note, bytes), known["HMGET", keys.race(record), "won", "error"]
+    note = known.get(("HGET", keys.quarantine, one.id), one.note)
+    aside, race = isinstance(note, bytes), known["HMGET", keys.race(one.id), "won", "error"]
     won, error = race if isinstance(race, list) else (None, None)
     text: str | None = error.decode(errors="replace") if error else None
     if aside:

@@ -47,7 +47,7 @@ def fill(local: Local, count: int) -> None:
     add([StateMachine("op-rare", Rare(0))])
     keys = local.keys()
     notes = {local.stored("many", Waiting(n)).record: n for n in range(0, count // 2, 10)}
-    note = json.dumps({"error": "ValueError: x", "op": "many", "entry": "x:y", "at": 0})
+    note = json.dumps({"error": "ValueError: x", "op": "many", "entry": f"{'x' * 20}:{'y' * 16}", "at": 0})
     local.redis.hset(keys.quarantine, mapping=dict.fromkeys(notes, note))
     entry = {"machine": "A" * 16, "won": "gone", "version": 1, "at": 1, "commit": "c"}
     steps = [compact({**entry, "step": n, "to": f'crowd Rare {{"n":{n}}}'}) for n in range(2, count * 3)]
