@@ -166,7 +166,7 @@ def test_what_is_quarantined_among_many_is_found_from_its_operation(site: Site, 
     world.redis.hset(world.keys.quarantine, record, json.dumps(note))
     page = site.get(f"/machines/op/{op}")
     assert 'id="act-retry"' in page.text
-    assert "of 300 are shown" in words(page)
+    assert "about 50 of its 300 active machines" in words(page)
     leads = next(part for part in page.text.split('"') if "quarantined=1" in part)
     found = words(site.get(unescape(leads).partition("#")[0]))
     assert hidden.other in found
