@@ -1,10 +1,10 @@
 """How long Flower's pages of machines take among very many, and which command of Redis takes longest meanwhile.
 
 ``python -m benchmarks.pages [--machines 1000000] [--steps 10000] [--crowd 20000] [--out FILE]``: an embedded server is
-filled with machines that wait, each in an operation of its own; among the first of them is one operation of very many,
-far behind one machine in a rare state; some hundred are quarantined, and one operation has a long history. Then a real
-Flower is asked for each page, again and again, and searches are followed by their cursors. What counts is the longest
-answer: one look at a namespace serves all who ask within a second.
+filled with machines that wait, each in an operation of its own; before them is one operation of very many, far behind
+one machine in a rare state; some hundred are quarantined, and one operation has a long history. Then a real Flower is
+asked for each page, again and again, and searches are followed by their cursors. What counts is the longest answer: one
+look at a namespace serves all who ask within a second.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +34,8 @@ from benchmarks.stage import ROOT, beside
 from benchmarks.surroundings import surroundings
 from smqueue import Executor, StateMachine
 from smqueue.embedded import EmbeddedServer
-from smqueue.keys import Keys
-from smqueue.records import compact
+from smqueue.keys import Keys, digest
+from smqueue.records import Active, compact, guard_of
 
 NAMESPACE, LONG, CROWD, RARE = "pages", "long-history", "crowd", "rare"
 ROUNDS = 10
@@ -130,14 +131,47 @@ def fill(executor: Executor, url: str, machines: int, crowd: int, steps: int) ->
         batch = [StateMachine(CROWD, Awaiting(n)) for n in range(at, min(at + BATCH, crowd))]
         executor.add_state_machines(batch)
     put_aside(executor, url)
-    for at in range(0, machines, BATCH):
-        if at <= machines * 9 // 10 < at + BATCH:
-            add_all(executor, RARE, [Watched(5)])
-        add_all(executor, f"waiting-{at:07}", [Awaiting(5)] * min(BATCH, machines - at))
-        if at % 100_000 == 0:
-            print(f"{at:,} of {machines:,}", file=sys.stderr, flush=True)
+    (rare,) = add_all(executor, RARE, [Watched(5)])
     (op,) = add_all(executor, LONG, [Awaiting(5)])
-    lengthen(executor.deployment.keys(op), op, url, steps)
+    (sample,) = add_all(executor, "waiting", [Awaiting(5)])
+    keys = executor.deployment.keys(op)
+    client: Any
+    with redis.Redis.from_url(url, socket_timeout=60) as client:
+        began_ms = multiply(client, keys, sample, machines)
+        client.zadd(keys.operations, {CROWD: began_ms, rare: began_ms + machines * 9 // 10})
+    lengthen(keys, op, url, steps)
+
+
+COPY = """
+local prefix, sample, guard, machine, field, began = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local function plainly(text) return (text:gsub('%-', '%%-')) end
+local active = redis.call('HGET', prefix .. 'active:' .. sample, field)
+local armed = redis.call('GET', prefix .. 'machine:' .. record_id(sample, field))
+for n = tonumber(ARGV[7]), tonumber(ARGV[8]) do
+  local op, id = string.format('waiting-%07d', n), string.format('%016d', n)
+  local rec = record_id(op, field)
+  redis.call('HSET', prefix .. 'active:' .. op, field, (active:gsub(plainly(machine), id):gsub(plainly(guard), id)))
+  local value = armed:gsub(plainly('"' .. sample .. '"'), '"' .. op .. '"'):gsub(plainly(guard), id)
+  redis.call('SET', prefix .. 'machine:' .. rec, value)
+  redis.call('ZADD', prefix .. 'schedule', now + 3600000 + n, rec .. ':' .. id)
+  redis.call('ZADD', prefix .. 'operations', began + n, op)
+end
+"""
+"""Machines as one is that was added, each in an operation of its own: adding a million takes half an hour."""
+
+
+def multiply(client: Any, keys: Keys, sample: str, count: int) -> int:
+    """Copy a machine so often; returns since when the first is active, ms."""
+    ((field, value),) = client.hgetall(keys.active(sample)).items()
+    guard = guard_of(client.get(keys.machine(digest(sample, field.decode())))) or ""
+    began_ms = int(client.zscore(keys.operations, sample)) - count - 1
+    copy = client.register_script((files("smqueue") / "scripts" / "_common.lua").read_text() + COPY)
+    known = (keys.prefix, sample, guard, Active.parse(value).machine, field, began_ms)
+    for at in range(1, count, BATCH):
+        copy(args=[*known, at, min(at + BATCH, count) - 1])
+    (move,) = [one for one in client.hkeys(keys.moves) if b"Awaiting" in one]
+    client.hincrby(keys.moves, move, count - 1)
+    return began_ms
 
 
 def put_aside(executor: Executor, url: str) -> None:

@@ -153,7 +153,7 @@ def search(
     Redis: commands of at most some hundred records each, as many as there is time for.
     """
     place: _Place | None = _Place.parse(cursor)
-    page = _Page(deployment, instances, wanted, limit, time.monotonic() + budget_s)
+    page = _Page(deployment, instances, wanted, max(1, limit), time.monotonic() + budget_s)
     if wanted.operation is not None and not wanted.operation.endswith("*"):
         place = page.one(check_operation_id(wanted.operation), place)
         return Found(page.found, place.dump() if place is not None else None, 1)

@@ -15,6 +15,9 @@ from tests.shopping import Shop
 PAGES = ("/machines", "/machines/events", "/machines/module/orders", "/machines/op/known", "/machines/op/known/events")
 PAGES += ("/machines/op/known/signal", "/api/machines", "/api/machines-overview", "/api/machines/known")
 POSTS = tuple(f"/{kind}/known/{act}" for kind in ("machines/op", "api/machines") for act in ("cancel", "signal"))
+MODULES = ("/machines/module/orders/pause", "/api/machines/module/orders/pause", "/api/machines/module/orders/resume")
+PAGES += MODULES[:1]
+POSTS += MODULES
 
 
 def test_basic_auth_guards_every_page_below_a_prefix(world: Shop) -> None:
@@ -27,6 +30,7 @@ def test_basic_auth_guards_every_page_below_a_prefix(world: Shop) -> None:
         for path in POSTS:
             assert site.post(path, {}).status in {401, 403}, path
         assert world.executor.has_active_states("known")
+        assert not world.executor.paused()
         site.headers["Authorization"] = "Basic " + b64encode(b"me:secret").decode()
         assert 'href="/ops/flower/machines"' in site.get("/").text
         found = site.get("/machines/op/known")
@@ -59,6 +63,9 @@ def test_a_read_only_flower_shows_and_does_nothing(world: Shop, tmp_path: Path) 
             refused = site.post("/api/machines/kept/cancel", {}, X_Xsrftoken="t")
             assert (refused.status, refused.json["message"]) == (403, "Flower is read-only.")
             assert site.submit("/machines/op/kept/cancel", {"_xsrf": "t"}).status == 403
+            assert "data-act" not in site.get("/machines/module/orders").text
+            for address in MODULES:
+                assert site.post(address, {}, X_Xsrftoken="t").status == 403, address
     finally:
         path.unlink(missing_ok=True)
     assert world.executor.has_active_states("kept")
@@ -82,4 +89,6 @@ def test_without_modules_and_login_all_is_shown_and_nothing_done(world: Shop) ->
         assert site.get("/machines/op/bare/cancel").status == 403
         assert site.get("/api/machines").status == 401
         assert site.post("/api/machines/bare/cancel", {}).status == 401
+        assert site.post("/api/machines/module/orders/pause", {}).status == 401
+        assert "does not have the code of this module" not in site.get("/machines/module/orders").text  # nor a login
     assert world.executor.has_active_states("bare")
