@@ -23,11 +23,17 @@ def surroundings() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / GIBIBYTE),
-        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "system": f"{platform.system()} {kernel(platform.release())}, {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "server": str(find_binary()),
         "server_settings": "appendonly yes, appendfsync everysec, on a Unix socket; the same for all that use Redis",
     }
+
+
+def kernel(release: str) -> str:
+    """Its first two numbers: what follows says who has built it, and for which machine."""
+    found = re.match(r"\d+\.\d+", release)
+    return found[0] if found else ""
 
 
 def cpu_model() -> str:

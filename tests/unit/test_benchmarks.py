@@ -22,7 +22,7 @@ from benchmarks.recorder import Passed
 from benchmarks.report import cell, document, markdown, short, table
 from benchmarks.settings import Settings
 from benchmarks.stream import stream_of
-from benchmarks.surroundings import without_paths
+from benchmarks.surroundings import kernel, without_paths
 from benchmarks.systems import PEERS, environments
 from benchmarks.systems.system import Driver, drive
 
@@ -118,6 +118,12 @@ def test_what_could_not_be_measured_is_told_with_its_reason() -> None:
     assert data["measures"]["cycles"]["absent"] == {"Gone": "no such file lib.so"}
     assert "not measured: Gone**: no such file lib.so" in markdown(data, "latest.svg")
     assert without_paths("at /usr/lib/python3/a.py: unix:///tmp/bench-x/s.sock, 3/4") == "at a.py: unix://s.sock, 3/4"
+
+
+@pytest.mark.parametrize("release", ["6.18.44-host-v7", "6.18", "6.18.1"])
+def test_a_kernel_is_told_by_its_version_alone(release: str) -> None:
+    """And not by the name that whoever has built it has given it."""
+    assert kernel(release) == "6.18"
 
 
 def test_the_picture_shows_all_systems_the_fastest_first() -> None:
