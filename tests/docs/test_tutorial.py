@@ -4,78 +4,32 @@ from __future__ import annotations
 
 import os
 import re
-import signal
+import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from playwright.sync_api import Page, expect, sync_playwright
 
-from smqueue.embedded import find_binary
+from tests.brokers import free_port
 from tests.docs.pages import ROOT, Block, blocks
+from tests.docs.shell import Shell, expect_said, offer_venv
 from tests.docs.test_blocks import FILE, TUTORIAL
 from tests.waiting import wait_until
 
-PORT = 6379
-"""The server's in the page; here it gets one that is free."""
-
-
-class Shell:
-    """A bash that keeps its variables and background processes from one command to the next."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.port = port
-        self.said = folder / "shell.out"
-        away = {"SMQUEUE_URL", "SMQUEUE_NAMESPACE", "SMQUEUE_MODULES", "CELERY_BROKER_URL"}
-        env = {name: value for name, value in os.environ.items() if name not in away and not name.startswith("COV_")}
-        path = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])  # as an activated .venv does
-        env |= {"PATH": path, "COLUMNS": "200", "SMQUEUE_SERVER_BIN": str(find_binary().path)}
-        with self.said.open("wb") as out:
-            self.process = subprocess.Popen(
-                ["bash", "--norc"], cwd=folder, env=env, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )  # fmt: skip
-        self.count = 0
-
-    def run(self, command: str) -> str:
-        """Type one line, wait for its end, and return what it has printed.
-
-        Raises:
-            AssertionError: It failed.
-        """
-        self.count += 1
-        mark = f"---{self.count}---"
-        before = len(self.text())
-        typed = command.replace(str(PORT), str(self.port))
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{typed}\necho {mark}$?\n".encode())
-        self.process.stdin.flush()
-        wait_until(lambda: re.search(rf"{mark}\d+\n", self.text()[before:]), f"{command} to end", timeout_s=180)
-        said, _, status = self.text()[before:].rpartition(mark)
-        assert status.strip() == "0", f"{command}: status {status}{said}"
-        return said
-
-    def text(self) -> str:
-        """All that was printed so far."""
-        return self.said.read_text(errors="replace")
-
-    def end(self) -> None:
-        """End it with all that it has started: its process group, which is its own."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+SERVERS = {"--port 6379": "6379", "--port=5555": "5555"}
+"""What commands begin, that go on, are known by; and the port where they then answer."""
 
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    """A shell in an empty folder, with a free port for the page's server."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    shell = Shell(tmp_path, port)
+    """A shell in a folder that has the environment of a checkout, not activated; with free ports for the page's."""
+    offer_venv(tmp_path)
+    shell = Shell(tmp_path, {"6379": free_port(), "5555": free_port()})
     try:
         yield shell
     finally:
@@ -84,8 +38,8 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 
 def test_the_tutorial_runs(shell: Shell, tmp_path: Path) -> None:
     """Each file can be written and each command typed, in the order of the page; each prints what the page says, and
-    after a worker was killed with SIGKILL in the midst of it the sums are right."""
-    done = 0
+    after a worker was killed with SIGKILL in the midst of it the sums are right. Its clicks do what it says."""
+    done, clicked = 0, False
     for block in blocks(TUTORIAL):
         match block.language:
             case "python":
@@ -94,10 +48,15 @@ def test_the_tutorial_runs(shell: Shell, tmp_path: Path) -> None:
                 (tmp_path / "shop" / f"{name[1]}.py").write_text(block.text)
             case "console":
                 done += _type(shell, block)
+                if "flower" in block.text and CHROMIUM is not None:
+                    _click(CHROMIUM, f"http://127.0.0.1:{shell.ports['5555']}")
+                    clicked = True
             case _:
                 pytest.fail(f"{TUTORIAL}:{block.line}: {block.language} is not run")
     assert done > 20
     assert "Traceback" not in shell.text()
+    if not clicked:
+        pytest.skip("no Chromium is installed, so the tutorial was done without its clicks: apt install chromium")
 
 
 def _type(shell: Shell, block: Block) -> int:
@@ -106,12 +65,10 @@ def _type(shell: Shell, block: Block) -> int:
     for one in commands:
         command, _, expected = one.partition("\n")
         said = shell.run(command)
-        if "--port" in command:
-            wait_until(lambda: _answers(shell.port), "the server to answer")
-        if expected.strip():
-            pattern = ".*".join(map(re.escape, expected.strip().split("…")))
-            spaced = re.sub(r"(\\ )+", r"\\s+", pattern)
-            assert re.search(spaced, said, re.DOTALL), f"{command} said {said!r}, and not {expected!r}"
+        for known, port in SERVERS.items():
+            if known in command:
+                wait_until(lambda port=port: _answers(shell.ports[port]), f"{command} to answer", 60)
+        expect_said(command, expected, said)
     return len(commands)
 
 
@@ -119,6 +76,78 @@ def _answers(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
+
+
+def _click(chromium: str, address: str) -> None:
+    """Make the clicks of the list, in its order, and compare what each shows with what it says."""
+    with sync_playwright() as playwright:
+        args = ["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=args)
+        context = browser.new_context(http_credentials={"username": "me", "password": "secret"})
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        expect.set_options(timeout=30_000)
+        said: list[str] = []
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(address)
+        clicks = Clicks(page)
+        clicks.make()
+        browser.close()
+    assert not said
+    told = (ROOT / TUTORIAL).read_text().partition("## 8.")[2].partition("## 9.")[0]
+    assert clicks.made == re.findall(r"\*\*(.+?)\*\*", told), "what the page says is what was clicked"
+
+
+class Clicks:
+    """Those of the tutorial.
+
+    Attributes:
+        made: What was clicked or filled in, by what it is called.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self.page, self.made = page, list[str]()
+
+    def make(self) -> None:
+        """Make them."""
+        page = self.page
+        timeline = page.locator("#timeline li").first
+        self.click("link", "Machines")
+        self.fill("Operation", "order-1*")
+        self.click("button", "Search")
+        self.click("link", "order-17")
+        expect(page.get_by_role("region", name="Why it is where it is")).to_contain_text("one was sent to order-71")
+        expect(page.get_by_text("Live", exact=True)).to_be_visible()
+        page.evaluate("window.untouched = true")
+        self.click("link", "Signal…")
+        self.fill("payload", "12")
+        self.click("button", "Send")
+        expect(page.get_by_role("heading", name="order-17 finished")).to_be_visible()
+        expect(timeline).to_contain_text("Awaiting → Shipped")
+        expect(timeline).to_contain_text("won by paid")
+        assert page.evaluate("window.untouched") is True
+
+        self.click("link", "Machines")
+        self.fill("Operation", "order-18")
+        self.click("button", "Search")
+        self.click("link", "Cancel…")
+        self.click("link", "Leave it")
+        expect(page.get_by_role("dialog")).to_be_hidden()
+        expect(page.get_by_role("heading", name="order-18 active")).to_be_visible()
+        self.click("link", "Cancel…")
+        self.fill("Reason", "the customer called")
+        self.click("button", "Cancel all its machines")
+        expect(timeline).to_contain_text("cancelled: the customer called")
+
+    def click(self, role: Literal["link", "button"], name: str) -> None:
+        """Click on what is called so."""
+        self.made.append(name)
+        self.page.get_by_role(role, name=name).first.click()
+
+    def fill(self, label: str, text: str) -> None:
+        """Enter a text."""
+        self.made.append(label)
+        self.page.get_by_label(label).last.fill(text)
 
 
 def test_the_tutorial_kills_a_worker() -> None:
