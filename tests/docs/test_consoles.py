@@ -1,4 +1,4 @@
-"""The commands of pages are typed into a shell, one block after another, beside the worker of the page's application."""
+"""The commands of pages are typed into a shell, one block after another, beside a worker of the page's application."""
 
 from __future__ import annotations
 
@@ -135,7 +135,9 @@ def begin(shell: Shell, command: str, says: Any) -> None:
     wait_until(at_work, f"{command} to be at work", 60)
 
 
-def test_what_is_not_typed_is_told_why() -> None:
-    """Each that is left out is on a page."""
+def test_what_is_not_typed_is_there() -> None:
+    """Each command that is left out is on a page, and is a target of the Makefile."""
     shown = [command for page in PAGES for block in blocks(page) for command, _ in commands(block)]
     assert [one for one in ELSEWHERE if not any(command.startswith(one) for command in shown)] == []
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {one.split()[1] for one in ELSEWHERE} <= set(targets)
