@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import os
 import re
 import sys
@@ -14,11 +15,14 @@ from typing import Any
 
 import pytest
 import yaml
+from celery.signals import setup_logging
 from click.testing import CliRunner
 
+from smqueue import Module, State, Transaction, after
 from smqueue.cli.commands import smqueue
 from smqueue.embedded import EmbeddedServer
 from tests.docs.pages import ANY_FENCE, PAGES, ROOT, Block, blocks
+from tests.inprocess import Play
 from tests.tracing import may_set_a_provider
 from tests.workers import Worker, running
 
@@ -69,7 +73,7 @@ def test_python_runs(page: str, page_env: dict[str, str], tmp_path: Path) -> Non
         with running(*(workers := [Worker(name, page_env, ["--pool", "solo"]) for name in apps])):
             for worker in workers:
                 worker.wait_ready()
-            _run([block for block in shown if block not in files.values()])
+            _run([block for block in shown if block not in files.values()], {})
     finally:
         os.environ.clear()  # pages set variables, too
         os.environ.update(before)
@@ -78,8 +82,7 @@ def test_python_runs(page: str, page_env: dict[str, str], tmp_path: Path) -> Non
             sys.modules.pop(name.partition("/")[0], None)
 
 
-def _run(shown: list[Block]) -> None:
-    scope: dict[str, Any] = {}
+def _run(shown: list[Block], scope: dict[str, Any]) -> None:
     for block in shown:
         tree = ast.increment_lineno(ast.parse(block.text, block.page), block.line - 1)  # errors name the page's line
         exec(compile(tree, block.page, "exec", dont_inherit=True), scope)  # without this file's __future__
@@ -114,6 +117,38 @@ def test_data_can_be_read(page: str) -> None:
     for block in blocks(page):
         if block.language in DATA:
             DATA[block.language](block.text)
+
+
+def test_the_shown_log_line_is_one(play: Play) -> None:
+    """The line of JSON that docs/metrics.md shows is what a handler that raises leaves, by the page's formatter."""
+    (shown,) = (json.loads(block.text) for block in blocks("docs/metrics.md") if block.language == "json")
+    orders = Module("orders")
+
+    @orders.state
+    class Awaiting(State):
+        order_id: str
+
+    @orders.on(Awaiting, after(seconds=0))
+    def expired(tx: Transaction, state: Awaiting, _: None) -> Awaiting:
+        raise ValueError("unpaid")
+
+    scope: dict[str, Any] = {}
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        _run([block for block in blocks("docs/metrics.md") if "log_as_json()" in block.text], scope)
+        local = play(orders=orders)
+        (machine,) = local.add("order-1", Awaiting("1"))
+        local.until(lambda: local.explained("order-1").attempts, "it has failed")
+    finally:
+        setup_logging.disconnect(scope.get("log_as_json"))
+        root.handlers, root.level = handlers, level
+    lines = map(json.loads, scope["output"].getvalue().splitlines())
+    line = next(one for one in lines if "unpaid" in one["message"])
+    assert list(line) == list(shown)
+    assert re.sub(r"\d", "0", line["asctime"]) == re.sub(r"\d", "0", shown["asctime"])
+    assert line == shown | {"asctime": line["asctime"], "smqueue_machine_id": machine}
+    assert len(machine) == len(shown["smqueue_machine_id"])
 
 
 def test_the_drawn_trace_has_the_spans_that_there_are() -> None:

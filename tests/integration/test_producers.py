@@ -19,6 +19,7 @@ import httpx
 import pytest
 import redis
 from celery import Celery
+from playwright.sync_api import sync_playwright
 
 from smqueue import Client, InvalidPayload
 from smqueue.cli import run
@@ -186,8 +187,26 @@ def test_node(place: Place, tmp_path: Path) -> None:
     said = ran(["node", str(script)], {**place.env, "NODE_PATH": str(modules)})
     assert said == [f"InvalidPayload {REFUSED}", "DELIVERED"]
     place.shipped("order-3")
-    (browser := tmp_path / "browser.js").write_text(shown("js", "EventSource"))
-    ran(["node", "--check", str(browser)], {})
+
+
+def test_a_browser_follows(place: Place) -> None:
+    """What the page shows for a browser, run by one on a page of the web application: it tells of the states of an
+    order, those that were and those that come."""
+    if (chromium := os.environ.get("CHROMIUM") or shutil.which("chromium")) is None:
+        pytest.skip("no Chromium is installed: apt install chromium")
+    state = {"order_id": "o-5", "total": 300}
+    place.client.add([{"operation_id": "o-5", "module": "orders", "type": "Awaiting", "state": state}])
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        page = browser.new_page()
+        page.goto(f"{place.web}/openapi.json")
+        page.set_default_timeout(WAIT_S * 1000)
+        page.evaluate("() => { window.told = []; console.log = (state) => told.push(state.type) }")
+        page.add_script_tag(content=shown("js", "EventSource"))
+        page.wait_for_function("told.join() == 'Awaiting'")
+        place.client.signal("o-5", "payment", {"amount": 300})
+        page.wait_for_function("told.includes('Shipped')")
+        browser.close()
 
 
 def test_fastapi(place: Place) -> None:
