@@ -123,7 +123,7 @@ class Clicks:
         self.fill("payload", "12")
         self.click("button", "Send")
         expect(page.get_by_role("heading", name="order-17 finished")).to_be_visible()
-        expect(timeline).to_contain_text("Awaiting → Shipped")
+        expect(timeline).to_contain_text(re.compile("Awaiting →.*Shipped", re.DOTALL))
         expect(timeline).to_contain_text("won by paid")
         assert page.evaluate("window.untouched") is True
 
