@@ -25,7 +25,7 @@ ELSEWHERE = {
     "make venv": "it installs what the tests run in",
     "make check": "CI runs it beside the tests",
     "make test": "it is what runs this",
-    "make demo": "tests/*/test_demo.py runs `smqueue demo`, which is all that it does",
+    "make demo": "it is `smqueue demo`: test_the_demo_runs, with fewer orders",
     "make chaos": "it takes minutes: tests/faults/test_chaos.py is its short form",
 }
 """Commands that are not typed, by how they begin, and why. All others are."""
@@ -71,12 +71,13 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.M
 def shell(folder: Path) -> Iterator[Shell]:
     """A shell beside a server, and a worker of the shop that has some orders which wait."""
     with ExitStack() as stack:
-        url = stack.enter_context(redis_server(str(find_binary().path), folder)) + "/0"
+        server = stack.enter_context(redis_server(str(find_binary().path), folder))
+        url, port = f"{server}/0", int(server.rpartition(":")[2])
         env = {"SMQUEUE_URL": url, "CELERY_BROKER_URL": url}
         stack.enter_context(running(worker := Worker("shop", env, ["--pool", "solo"])))
         worker.wait_ready()
         flower = free_port()
-        ports = {"6379": int(url.rpartition(":")[2][:-2]), "5555": flower, "9110": free_port()}
+        ports = {"6379": port, "5555": flower, "9110": free_port()}
         shell = Shell(folder, ports, {**env, "FLOWER_PORT": str(flower)})
         stack.callback(shell.end)
         shell.run(f'PATH="{Path(sys.executable).parent}:$PATH"')
@@ -104,7 +105,7 @@ def test_commands_do_what_they_say(shell: Shell, request: pytest.FixtureRequest)
     for command, printed in to_type(page):
         lasting = next((says for kind, says in LASTING.items() if re.match(kind, command)), None)
         if lasting is None:
-            expect_said(command, printed, shell.run(command, 60))
+            expect_said(command, printed, shell.run(command))
             continue
         if last is not None:
             shell.run(END)
@@ -132,7 +133,7 @@ def begin(shell: Shell, command: str, says: Any) -> None:
         command += " --port 0"  # its own may be taken here
     (log := shell.folder / f"lasting-{shell.count}.log").touch()
     shell.run(f"{command} > {log} 2>&1 &")
-    wait_until(at_work, f"{command} to be at work", 60)
+    wait_until(at_work, f"{command} to be at work", 120)
 
 
 def test_what_is_not_typed_is_there() -> None:
@@ -141,3 +142,15 @@ def test_what_is_not_typed_is_there() -> None:
     assert [one for one in ELSEWHERE if not any(command.startswith(one) for command in shown)] == []
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {one.split()[1] for one in ELSEWHERE} <= set(targets)
+
+
+def test_the_demo_runs(tmp_path: Path) -> None:
+    """What ``make demo`` starts kills a worker, empties the queues, and finds every order where its inputs demand."""
+    shell = Shell(tmp_path, {})
+    try:
+        shell.run(f'PATH="{Path(sys.executable).parent}:$PATH"')
+        said = shell.run("smqueue demo --orders 40")
+    finally:
+        shell.end()
+    assert "killed with SIGKILL" in said
+    assert "every check holds" in said
