@@ -1,6 +1,7 @@
 """The command ``smqueue``: looking at machines, steering them, and running what runs them.
 
-Every command exits with an :class:`Exit`, and unless that is 0 with one line on standard error that says what to do.
+Every command exits with an :class:`Exit`. Unless that is 0, or somebody has interrupted it, one line on standard error
+says what to do; but ``verify`` and ``demo``, when they have found something wrong, have told it in their report.
 """
 
 from __future__ import annotations
