@@ -131,7 +131,9 @@ class _Operation:
         """Whether the cancelling of all its children has been begun."""
         self._started = False
         """Whether those that are to be started in other shards have been."""
+        self._has_children = False
         self._children: dict[str, Keys] = {}
+        """Those that are being cancelled."""
         self._stay: dict[bytes, str] = {}
         """What has to stay: why."""
         self._again_ms: list[int] = []
@@ -145,9 +147,9 @@ class _Operation:
         driver, keys, op = self.run.driver, self.keys, self.op
         while True:
             noted, in_time = self._look(), True
-            if noted is not None and noted.children and not (noted.begun or self._begun):
+            if noted is not None and noted.children and not self._begun and not (noted.begun and self.run.worker):
                 in_time = self._begin_children(noted)
-                if in_time and UNSTARTED not in self._stay:
+                if in_time and self._has_children and UNSTARTED not in self._stay:
                     driver.run(cancel.children_begun(keys, op, noted))
                     continue
             stay = len(self._stay)
@@ -173,7 +175,7 @@ class _Operation:
         """The cancelling as it is now: whoever has begun it again may have asked for more, and what stayed may go."""
         noted = self.run.driver.run(cancel.noted(self.keys, self.op))
         if noted is None or self._noted is None or noted.raw != self._noted.raw:
-            self._noted, self._begun, self._started = noted, False, False
+            self._noted, self._begun, self._started, self._has_children = noted, False, False, False
             self._stay.clear()
             self._again_ms.clear()
         return noted
@@ -183,6 +185,7 @@ class _Operation:
         cursor = b"0"
         while not self._begun:
             cursor, found = self.run.driver.run(cancel.children_of(self.keys, self.op, cursor))
+            self._has_children = self._has_children or bool(found)
             by_shard: dict[int, list[str]] = {}
             for child in found:
                 by_shard.setdefault(shard_of(child, self.run.instances.shards), []).append(child)

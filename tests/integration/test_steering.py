@@ -662,6 +662,27 @@ def test_a_child_that_has_ended_is_left_alone(local: Local) -> None:
     assert local.executor.cancel("op", "all", children=True) == 2
 
 
+def test_who_cancels_waits_for_children_that_another_has_begun(local: Local) -> None:
+    """A ``cancel`` with children has ended those when it returns, although another has begun to, and has died.
+    (semantics 18)"""
+    local.add("op", Waiting(0))
+    local.executor.signal("op", go, "children")
+    local.run()
+    other, keys = local.another(), local.keys()
+    trips = iter(range(1_000))
+
+    def meddle(_: RoundTrip) -> None:
+        if next(trips) == 2:  # it has begun, and is about to look
+            noted = other.driver.run(cancel.noted(keys, "op"))
+            assert noted is not None
+            assert other.driver.run(cancel.begin_with(keys, ["child0", "child1"], noted, "op")) is not None
+            other.driver.run(cancel.children_begun(keys, "op", noted))
+
+    with local.around_trips(before=meddle):
+        assert local.executor.cancel("op", "all", children=True) == 4
+    assert not list(local.executor.get_active_operations())
+
+
 def test_many_children_are_cancelled_over_several_tasks(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     """Children are looked at page by page, and a worker keeps its time among them, too. (semantics 31)"""
     children = [f"child{n}" for n in range(1_000)]
