@@ -44,7 +44,7 @@ class Paused:
 
 def paused_by(keys: Keys, control: str, raw: bytes | None) -> Paused | None:
     """What a control, a key with its value, has paused; ``None``: nothing."""
-    if raw is None or (words := raw.decode(errors="replace").split(" ", 2))[0] != "paused":
+    if not isinstance(raw, bytes) or (words := raw.decode(errors="replace").split(" ", 2))[0] != "paused":
         return None
     since = words[1] if len(words) > 1 else ""
     when = moment(int(since) * 1000) if since.isascii() and since.isdigit() and len(since) < 15 else None

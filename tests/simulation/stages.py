@@ -470,6 +470,10 @@ ONLY: dict[str, list[tuple[Actor, Actor]]] = {
 }
 """Stages in which no more than these pairs are explored: what else could meet there meets in others as well."""
 
+TOO_MANY = {("left_behind", "cancel", "cancel")}
+"""Pairs that are left out: a million steps, and no end in sight. Two that cancel one operation meet in other stages,
+two that cancel its children in ``tests/integration/test_steering.py``."""
+
 HERE_ONLY = {finish, cancel_by_force, retry_all}
 """Who has nothing to do in any other stage, or does what another does."""
 
