@@ -90,6 +90,16 @@ def no_unlisted_keys(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"keys were left behind of a kind that is not in KEY_KINDS: {', '.join(unlisted)}", pytrace=False)
 
 
+@pytest.fixture(autouse=True)
+def no_address_is_left() -> Iterator[None]:
+    """Forget what a command that ran in this process has told its environment: the next processes inherit that."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("SMQUEUE_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("SMQUEUE_")]:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 def unlisted_keys(namespace: str, keys: list[bytes]) -> list[str]:
     """Those keys that are not ``{namespace.shard}:kind`` or ``{namespace.shard}:kind:…`` with a listed kind."""
     shape = re.compile(rf"\{{{re.escape(namespace)}\.[0-9]+\}}:([^:]+)(:|\Z)")
