@@ -16,7 +16,7 @@ from smqueue.errors import HistoryRewound, InvalidInput, UpdatesLost, error_text
 from smqueue.keys import Keys
 from smqueue.protocols.arming import first_entry
 from smqueue.protocols.spawn import parse_pairs
-from smqueue.queries import MachineId, moment
+from smqueue.queries import MachineId, is_moment, moment
 from smqueue.records import Field, compact, loads
 from smqueue.roundtrip import Steps, answers, over, read
 from smqueue.states import check_operation_id
@@ -233,6 +233,8 @@ def read_entry(decode: Decode, op: str, sequence: int, line: bytes) -> Update | 
     try:
         data = loads(line)
         merged = data.get("merged")
+        if not is_moment(data["at"]):
+            raise ValueError("its time is none")
         return Update(
             operation_id=op,
             module=_module(data["to"]),

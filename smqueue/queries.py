@@ -79,6 +79,11 @@ def moment(at_us: float) -> datetime:
     return datetime.fromtimestamp(at_us // 1_000_000, UTC).replace(microsecond=at_us % 1_000_000)
 
 
+def is_moment(at_us: object) -> bool:
+    """Whether this is an instant, in microseconds since the epoch, that a datetime can tell."""
+    return type(at_us) is int and FIRST_US <= at_us <= LAST_US
+
+
 def active_state(active: Active) -> ActiveState:
     """The public form of an active record's value."""
     return ActiveState(moment(active.at_us), MachineId(active.machine), active.step)

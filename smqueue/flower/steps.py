@@ -19,7 +19,7 @@ from smqueue.deployment import Deployment
 from smqueue.following import history
 from smqueue.instances import Instances
 from smqueue.keys import Keys
-from smqueue.queries import moment
+from smqueue.queries import is_moment, moment
 from smqueue.records import Field
 from smqueue.roundtrip import Steps, read
 from smqueue.search import shown_state
@@ -213,8 +213,8 @@ def _placed(start: int, lines: Iterable[bytes]) -> Placed:
     for at, line in enumerate(lines, start):
         with suppress(ValueError, OverflowError, OSError, RecursionError):
             entry = _entry(line)
-            moment(entry.at)  # there are no times outside of the calendar
-            found.append((at, entry))
+            if is_moment(entry.at):
+                found.append((at, entry))
     return found
 
 

@@ -16,7 +16,7 @@ from smqueue.embedded import EmbeddedServer
 from smqueue.errors import BrokerUnavailable, OutboxFull, TooLarge, TooManyActive
 from smqueue.protocols import requests
 from smqueue.relay import SENDS
-from smqueue.roundtrip import Commit, LostReply, RoundTrip
+from smqueue.roundtrip import Call, Commit, LostReply, RoundTrip
 from smqueue.transaction import REQUESTS_LIMIT
 from tests.inprocess import Local, Play
 from tests.waiting import wait_until
@@ -94,18 +94,19 @@ def test_an_add_that_filled_the_limit_is_not_denied_for_its_lost_reply(local: Lo
     lost = iter([True])
 
     def lose(request: RoundTrip) -> None:
-        if isinstance(request, Commit) and next(lost, False):
+        if isinstance(request, Commit | Call) and next(lost, False):
             raise LostReply
 
     with local.around_trips(after=lose):
         (machine,) = local.add("op", Waiting(1))
+    assert not next(lost, False)
     ((_, active),) = local.executor.get_active_states("op")
     assert active.machine_id == machine
 
 
 def test_unrelated_adds_are_in_nobodys_way(local: Local) -> None:
     """The limit is a look, not a WATCH: what others add meanwhile is no conflict. So that much it can be exceeded."""
-    local.instances.max_active = 2
+    local.instances.max_active = 3
     other = local.another()
     local.add("op", Waiting(1))
     commits = 0
@@ -116,7 +117,7 @@ def test_unrelated_adds_are_in_nobodys_way(local: Local) -> None:
         other.add(f"meanwhile-{commits}", Waiting(1))
 
     with local.before_commits(meddle):
-        local.add("more", Waiting(1))
+        local.add("more", Waiting(1), Waiting(2))
     assert commits == 1
     assert len(list(local.executor.get_active_operations())) == 3
     with pytest.raises(TooManyActive):

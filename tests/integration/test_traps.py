@@ -128,8 +128,8 @@ def test_a_commit_whose_reply_was_lost_is_recognised(local: Local, play: Play, p
 
 
 def test_a_look_and_a_commit_are_one_packet_each(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An add is two packets, its WATCH in one with its reads, and MULTI with all up to EXEC; a transition is the same,
-    after its claim."""
+    """An add is two packets, its WATCH in one with its reads, and MULTI with all up to EXEC; what begins an operation
+    is one, a script. A transition is two, after its claim."""
     local.add("first", Here("x"))
     sent: list[bytes] = []
 
@@ -150,8 +150,9 @@ def test_a_look_and_a_commit_are_one_packet_each(local: Local, monkeypatch: pyte
     local.executor.has_active_states("first")
     sent.clear()
     local.executor.add_state_machines([StateMachine("op", Here("x"))])
-    assert [[word in one for word in (b"WATCH", b"MULTI", b"EXEC\r")] for one in sent] == [
-        [True, False, False], [False, True, True],
+    local.executor.add_state_machines([StateMachine("both", Here(name)) for name in "xy"])
+    assert [[word in one for word in (b"EVALSHA", b"WATCH", b"MULTI", b"EXEC\r")] for one in sent] == [
+        [True, False, False, False], [False, True, False, False], [False, False, True, True],
     ]  # fmt: skip
     local.executor.signal("op", go, "end y")
     sent.clear()
