@@ -17,7 +17,7 @@ from benchmarks.stream import Spoken, Stream, Write
 
 LIMIT_S = 180
 LOOK_EVERY_S = 0.0001
-"""How often a worker that is ahead of the producers looks whether they have caught up."""
+"""How often one that is ahead of a producer looks whether that has caught up."""
 
 
 class Play:
@@ -64,7 +64,7 @@ class Play:
         asked = read
         for write in writes:
             read = self._read(connection, number, read, min(write.after, asked))
-            while number is None and any(map(operator.lt, self._told, write.told)):
+            while any(map(operator.lt, self._told, write.told)):
                 time.sleep(LOOK_EVERY_S)
             connection.send_packed_command([write.data])
             asked += write.commands

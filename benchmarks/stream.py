@@ -25,8 +25,8 @@ class Write(NamedTuple):
         data: The commands, packed.
         commands: How many.
         after: How many replies its connection had read when it was sent: what is asked for ahead is so again.
-        told: How many replies each producer's connection had read by then: what a worker does rests on what producers
-            have done.
+        told: How many replies each producer's connection had read by then: what is done rests on what producers have
+            done.
     """
 
     data: bytes

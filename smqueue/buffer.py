@@ -20,6 +20,7 @@ class NeedRead(BaseException):
         self.watch, self.commands = tuple(watch), tuple(commands)
 
 
+INCREMENTS = frozenset({"INCRBY", "HINCRBY"})
 KIND_OF_WRITE = {
     "HSET": "hash", "HDEL": "hash", "HINCRBY": "hash", "SADD": "set", "SREM": "set", "ZADD": "zset", "ZREM": "zset",
     "RPUSH": "list", "INCRBY": "string",

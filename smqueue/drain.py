@@ -185,8 +185,8 @@ class Drain:
         elapsed_us = int((time.perf_counter() - self._claimed_s) * 1_000_000)
         requests: list[bytes] = []
         hint = False
+        self.leases.release([self._lease(one) for one in claimed[: len(ended)]])
         for one, commit_id, run, span in zip(claimed, ids, ended, spans, strict=False):
-            self.leases.release([self._lease(one)])
             if run.error is not None:
                 if span is not None:
                     span.failed(type(run.error).__name__, self._text(one, run.error))

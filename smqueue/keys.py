@@ -72,6 +72,7 @@ def encode(identifier: str) -> str:
     return identifier if _plain(identifier) else quote(identifier, safe="")
 
 
+@lru_cache(maxsize=8192)
 def decode(part: str) -> str:
     """The id that ``encode`` was given."""
     return unquote(part)

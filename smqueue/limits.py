@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ def time_limit(what: str, seconds: float) -> Generator[None]:
             _running.discard(running)
         return
 
-    with alarms():
+    with nullcontext() if _taken else alarms():
         depth = len(_limited)
         _limited.append((what, seconds))
         signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -39,6 +39,11 @@ class Call(NamedTuple):
     script: str
     keys: tuple[str, ...]
     args: tuple[Arg, ...]
+    own: tuple[Arg, ...] = ()
+    """What is this caller's own, if the script takes several callers: it is run once for those of a group that have the
+    other arguments in common. Reply: a list with a reply for each of them; an error reply is a value."""
+    commits: bool = False
+    """It is a commit, and so within MULTI/EXEC, with all others of one write."""
 
 
 class Calls(NamedTuple):
@@ -51,6 +56,19 @@ class Pause(NamedTuple):
     """Not a round trip: wait a little before looking again. Reply: ``None``."""
 
     ms: float
+
+
+def commits(request: object) -> bool:
+    """Whether a request is a commit that writes something."""
+    match request:
+        case Commit(commands):
+            return bool(commands)
+        case Calls(calls):
+            return any(call.commits for call in calls)
+        case Call():
+            return request.commits
+        case _:
+            return False
 
 
 class LostReply(Exception):
@@ -130,14 +148,30 @@ def call(script: str, keys: Sequence[str], args: Sequence[Arg], parse: Callable[
     return parse((yield Call(script, tuple(keys), tuple(args))))
 
 
+def call_each(
+    script: str, keys: Sequence[str], args: Sequence[Arg], own: Sequence[Arg], parse: Callable[[Any], A],
+    commits: bool = False,
+) -> Steps[A]:  # fmt: skip
+    """Run one script that takes several callers, with what is this caller's own; 1 round trip."""
+    (reply,) = yield Call(script, tuple(keys), tuple(args), (len(own), *own), commits)
+    if isinstance(reply, Exception):
+        raise reply
+    return parse(reply)
+
+
 def repeat(script: str, keys: Sequence[str], args: Sequence[Arg], parse: Callable[[Any], A], attempts: int) -> Steps[A]:
     """Run a script that recognises its own repetition; a lost reply asks again."""
-    for _ in range(attempts - 1):
+    return (yield from again(lambda _: call(script, keys, args, parse), attempts))
+
+
+def again(steps: Callable[[int], Steps[T]], attempts: int) -> Steps[T]:
+    """Run a protocol that recognises its own repetition, told how often it was tried; a lost reply tries again."""
+    for attempt in range(attempts - 1):
         try:
-            return (yield from call(script, keys, args, parse))
+            return (yield from steps(attempt))
         except LostReply:
             continue
-    return (yield from call(script, keys, args, parse))
+    return (yield from steps(attempts - 1))
 
 
 def answers(*commands: Command) -> Steps[list[Any]]:

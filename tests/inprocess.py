@@ -23,7 +23,7 @@ from smqueue.instances import Instance, Instances
 from smqueue.keys import Keys
 from smqueue.protocols.claim import Armed
 from smqueue.records import Active, Machine, Placed
-from smqueue.roundtrip import Commit, LostReply, RoundTrip
+from smqueue.roundtrip import Commit, LostReply, RoundTrip, commits
 from smqueue.tallies import Tallies
 from smqueue.worker.code import run_trigger
 from smqueue.worker.engine import Engine
@@ -245,11 +245,11 @@ class Local:
     # --- trouble -------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def before_commits(self, meddle: Callable[[Commit], object]) -> Generator[None]:
+    def before_commits(self, meddle: Callable[[RoundTrip], object]) -> Generator[None]:
         """Call ``meddle`` before each EXEC of this process that writes something: between look and commit."""
 
         def hook(request: RoundTrip) -> None:
-            if isinstance(request, Commit) and request.commands:
+            if commits(request):
                 meddle(request)
 
         with self.around_trips(before=hook):
@@ -262,7 +262,7 @@ class Local:
 
         def hook(request: RoundTrip) -> None:
             nonlocal acted
-            if acted < times and isinstance(request, Commit) and len(request.commands) > 2:
+            if acted < times and commits(request) and not (isinstance(request, Commit) and len(request.commands) <= 2):
                 acted += 1
                 act()
 

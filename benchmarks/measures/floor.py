@@ -2,7 +2,7 @@
 
 A proxy keeps what our processes write to Redis during cycles, and in which writes. It is played on a fresh server by as
 many processes with as many connections: the same commands in the same writes, each sent when its connection has read as
-many replies as it had then, and a worker's not before the producers have got as far as they had. Blocking reads of the
+many replies as it had then, and not before the producers have got as far as they had. Blocking reads of the
 broker take what is there. What remains is Redis and redis-py; what we are slower than that is our Python and Celery's.
 """
 
@@ -12,6 +12,7 @@ import pickle
 import sys
 import tempfile
 import time
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from benchmarks.stream import Stream, stream_of
 from benchmarks.systems.ours import Ours, driver_of
 from benchmarks.systems.ours_driver import BEGIN, END
 from benchmarks.systems.system import drive
+from smqueue.drivers.scripts import script
 from smqueue.embedded import EmbeddedServer
 from smqueue.keys import Keys
 from smqueue.processes import Child
@@ -52,6 +54,7 @@ def measure(settings: Settings) -> Measured:
         took: dict[str, Any] = system.round(without_samples(settings))
         ours.append(took["cycles"] / took["seconds"])
         with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
+            load(client)
             floor.append(cycles / play(stream, str(server.socket_path)))
             committed.append(100 * int(client.get(COUNTER) or 0) / (cycles + settings.sizes.warm))
         settings.say(f"round {number + 1}: ours {ours[-1]:,.0f}, the floor {floor[-1]:,.0f} cycles/s")
@@ -70,6 +73,13 @@ def measure(settings: Settings) -> Measured:
     often = [f"{name} {count / cycles:.1f}" for name, count in stream.names.most_common() if count >= cycles / 20]
     found.notes.append(f"Commands of a cycle: {', '.join(often)}.")
     return found
+
+
+def load(client: redis.Redis) -> None:
+    """Redis knows our scripts: which process was the first to tell it would be another one each time."""
+    for one in (files("smqueue") / "scripts").iterdir():
+        if not one.name.startswith("_"):
+            client.script_load(script(one.name.removesuffix(".lua")).text)
 
 
 def recorded(settings: Settings) -> Stream:

@@ -159,21 +159,36 @@ class Blocking:
             case Call():
                 (reply,) = self._call(line, connection, [request])
                 self._refuse([reply])
-                return reply
+                return self._told(reply)
             case Calls(calls):
-                replies = self._call(line, connection, calls)
-                return [translated(self.url, one) if isinstance(one, RedisError) else one for one in replies]
+                return [self._told(one) for one in self._call(line, connection, calls)]
+
+    def _told(self, reply: Any) -> Any:
+        """The reply of a script, with errors as values, those of a caller among several, too."""
+        if isinstance(reply, list):
+            return [self._told(one) if isinstance(one, RedisError) else one for one in reply]
+        return translated(self.url, reply) if isinstance(reply, RedisError) else reply
 
     def _call(self, line: Line, connection: Any, calls: Sequence[Call]) -> list[Any]:
         """Run scripts by their digests; those that the server does not know yet, by their text."""
         confirm = self._confirm(line)
-        named = [(script(call.script), line.guarded(call.keys), call.args) for call in calls]
-        sent: list[Command] = [("EVALSHA", code.sha, len(keys), *keys, *args) for code, keys, args in named]
-        replies = exchange(connection, [*sent, *confirm])
+        commits = any(call.commits for call in calls)
+        named = [(script(call.script), line.guarded(call.keys), call.args + call.own) for call in calls]
+
+        def send(commands: list[Command]) -> list[Any]:
+            if not commits:
+                return exchange(connection, [*commands, *confirm])
+            sent = exchange(connection, [("MULTI",), *commands, ("EXEC",), *confirm])
+            line.watching = False
+            if not isinstance(replies := sent[len(commands) + 1], list):
+                self._refuse(sent)
+            return [*replies, *sent[len(commands) + 2 :]]
+
+        replies = send([("EVALSHA", code.sha, len(keys), *keys, *args) for code, keys, args in named])
         if unknown := [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
             told = [named[place] for place in unknown]
-            texts: list[Command] = [("EVAL", code.text, len(keys), *keys, *args) for code, keys, args in told]
-            for place, reply in zip(unknown, exchange(connection, [*texts, *confirm]), strict=False):
+            texts = send([("EVAL", code.text, len(keys), *keys, *args) for code, keys, args in told])
+            for place, reply in zip(unknown, texts, strict=False):
                 replies[place] = reply
         self._see_confirmed(replies[len(calls) :])
         return replies[: len(calls)]

@@ -8,16 +8,18 @@ EXEC. Write against write is no conflict.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from smqueue.buffer import INCREMENTS
 from smqueue.roundtrip import Call, Calls, Command, Commit, Pause, Read, RoundTrip, Run, Steps
 
 T = TypeVar("T")
 Ready = list[tuple[Run[T], Commit]]
 
+MOST_TOGETHER = 32
+"""Callers of one script: while it runs, nobody else is served."""
 KEYLESS = frozenset({"TIME", "PUBLISH", "SPUBLISH"})
-INCREMENTS = frozenset({"INCRBY", "HINCRBY"})
 
 
 def group(protocols: Iterable[Steps[T]], budget_s: float = float("inf")) -> Steps[list[Run[T]]]:
@@ -40,7 +42,17 @@ def group(protocols: Iterable[Steps[T]], budget_s: float = float("inf")) -> Step
     while live := [run for run in runs if run.request is not None]:
         looking = [(run, run.request) for run in live if isinstance(run.request, Read)]
         ready = [(run, run.request) for run in live if isinstance(run.request, Commit)]
-        if looking:
+        calling = [(run, run.request) for run in live if isinstance(run.request, Call)]
+        if calling:  # first: what commits drops every WATCH
+            joined = list(_joined(calling))
+            replies = yield from _ask(Calls(tuple([call for call, _ in joined])))
+            lost = isinstance(replies, Exception)
+            for (call, told), reply in zip(joined, [replies] * len(joined) if lost else replies, strict=True):
+                for at, run in enumerate(told):
+                    run.answer([reply[at]] if call.own and isinstance(reply, list) else reply)
+            if lost or any(call.commits for _, call in calling):
+                _look_again(ready)
+        elif looking:
             watch = dict.fromkeys(key for _, look in looking for key in look.watch)
             commands = dict.fromkeys(command for _, look in looking for command in look.commands)  # TIME but once
             replies = yield from _ask(Read(tuple(watch), tuple(commands)))
@@ -65,18 +77,26 @@ def group(protocols: Iterable[Steps[T]], budget_s: float = float("inf")) -> Step
                 while run.request is not None:
                     run.answer((yield from _ask(run.request)))
         else:
-            calling = [(run, run.request) for run in live if isinstance(run.request, Call)]
             for run in live:
                 if isinstance(run.request, Pause):
                     run.answer(None)  # the others' work is pause enough
-            if calling:
-                replies = yield from _ask(Calls(tuple([call for _, call in calling])))
-                lost = isinstance(replies, Exception)
-                for (run, _), reply in zip(calling, [replies] * len(calling) if lost else replies, strict=True):
-                    run.answer(reply)
-                if lost:
-                    _look_again(ready)
     return runs
+
+
+def _joined(calling: Sequence[tuple[Run[T], Call]]) -> Iterator[tuple[Call, list[Run[T]]]]:
+    """The scripts to run, each with whom it is for: one for those who differ in what is their own alone."""
+    alike: dict[Any, list[tuple[Run[T], Call]]] = {}
+    for at, (run, call) in enumerate(calling):
+        alike.setdefault((call.script, call.args, call.commits) if call.own else at, []).append((run, call))
+    for members in alike.values():
+        for at in range(0, len(members), MOST_TOGETHER):
+            some = members[at : at + MOST_TOGETHER]
+            call = some[0][1]
+            if len(some) > 1:
+                keys = dict.fromkeys(key for _, one in some for key in one.keys)
+                own = tuple([arg for _, one in some for arg in one.own])
+                call = call._replace(keys=tuple(keys), own=own)
+            yield call, [run for run, _ in some]
 
 
 def _ask(request: RoundTrip) -> Steps[Any]:

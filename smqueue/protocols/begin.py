@@ -6,12 +6,12 @@ from random import randrange
 from typing import Any
 
 from smqueue.instances import Instances
-from smqueue.keys import Keys
+from smqueue.keys import Keys, encode
 from smqueue.protocols.arming import ADDED, counted
 from smqueue.protocols.bounds import PARK_MS, UPDATES_KEPT, WATCH_MS
 from smqueue.protocols.spawn import Spawned
 from smqueue.records import Active, Placed, compact
-from smqueue.roundtrip import Arg, LostReply, Steps, call
+from smqueue.roundtrip import Arg, LostReply, Steps, call_each
 from smqueue.trigger_types import Deadline, Signal
 
 FAR_US = 2**52
@@ -29,24 +29,21 @@ def begin(
         The machine, and whether anybody consumes Celery's events. ``None``: this is for ``autocommit``, which finds
         out why; only if the reply was lost may it have been done, and then the record has this commit's id.
     """
-    triggers = None if placed.type.terminal or instances.chain is not None else _triggers(instances, placed)
-    if triggers is None:
+    waits = None if placed.type.terminal or instances.chain is not None else waits_of(instances, placed)
+    if waits is None:
         return None
-    waits, inboxes = triggers
     op, field, version = placed.op, placed.field, placed.type.module.version
     undo = int(placed.type.on_cancel is not None)
-    names = (
-        keys.machine(placed.record), keys.active(op), keys.inactive(op), keys.history(op), keys.watchers(op),
-        keys.schedule, keys.operations, keys.updates, keys.moves, keys.bell(op), keys.bells, keys.watched,
-        keys.roused, keys.wake, *[keys.inbox(op, placed.module, name) for name in inboxes],
-    )  # fmt: skip
     args = (
-        commit_id, op, field, compact(op), compact(field), version,
-        f",{undo},{compact(trace)}]" if trace else ",1]" if undo else "]", counted(keys, "", field, ADDED)[2],
-        "" if max_active is None else max_active, PARK_MS + randrange(PARK_MS // 10), WATCH_MS, UPDATES_KEPT, *waits,
+        keys.prefix, encode(placed.module), version, counted(keys, "", field, ADDED)[2],
+        "" if max_active is None else max_active, WATCH_MS, UPDATES_KEPT,
+    )  # fmt: skip
+    own = (
+        commit_id, op, encode(op), field, compact(op), compact(field), placed.record,
+        f",{undo},{compact(trace)}]" if trace else ",1]" if undo else "]", PARK_MS + randrange(PARK_MS // 10), *waits,
     )  # fmt: skip
     try:
-        found: tuple[int, bool] | None = yield from call("begin", names, args, _begun)
+        found: tuple[int, bool] | None = yield from call_each("begin", (keys.schedule,), args, own, _begun)
     except LostReply:
         return None
     if found is None:
@@ -58,17 +55,17 @@ def _begun(reply: Any) -> tuple[int, bool] | None:
     return None if reply is None else (int(reply[0]), bool(reply[1]))
 
 
-def _triggers(instances: Instances, placed: Placed) -> tuple[list[Arg], list[str]] | None:
-    """What the triggers of a state wait for, as the script takes it, and for which signals; ``None``: not just that."""
+def waits_of(instances: Instances, placed: Placed) -> list[Arg] | None:
+    """What the triggers of a state wait for, as scripts take it; ``None``: not signals and deadlines alone."""
     waits, signals = list[Arg](), list[str]()
     for name, handler in instances.handlers(placed).items():
         match handler.trigger:
             case Signal() as signal if signal.name not in signals:
                 signals.append(signal.name)
-                waits += [compact(name), "=", compact(signal.name)]
+                waits += [compact(name), "=", compact(signal.name), encode(signal.name), name]
             case Deadline() as deadline if (due_us := deadline.due_us(placed.state, 0)) < FAR_US:
                 wait = ("+", due_us) if deadline.relative else ("=", -(-due_us // 1000))
-                waits += [compact(name), *wait]
+                waits += [compact(name), *wait, "", ""]
             case _:
                 return None
-    return waits, signals
+    return waits

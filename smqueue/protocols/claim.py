@@ -150,7 +150,7 @@ def _due(instances: Instances, reply: Any, count: int) -> Due:
         if len(row) == 1:
             due.other.append(text(row[0]))
             continue
-        if isinstance(row[2], list) and b"claims" in row[2] and (doubtful := _doubtful(row)) is not None:
+        if isinstance(row[2], list) and row[2] and (doubtful := _doubtful(row)) is not None:
             due.doubtful.append(doubtful)
             continue
         try:
@@ -167,9 +167,8 @@ def _due(instances: Instances, reply: Any, count: int) -> Due:
 
 
 def _doubtful(row: Sequence[Any]) -> Doubtful | None:
-    flat = row[2]
-    claims = dict(zip(flat[::2], flat[1::2], strict=True)).get(b"claims", b"1")
-    if int(claims) <= 1 or text(row[0]).count(":") > 1:
+    name, claims = row[2][-2:]  # the script puts it last
+    if name != b"claims" or int(claims) <= 1 or text(row[0]).count(":") > 1:
         return None
     try:
         machine = Machine.parse(row[1])

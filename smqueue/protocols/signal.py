@@ -10,7 +10,7 @@ from smqueue.instances import INBOX_LIMIT, Push, Told
 from smqueue.keys import Keys, encode
 from smqueue.protocols.bounds import HINT_MS, MARKER_S, RESENDS
 from smqueue.records import compact
-from smqueue.roundtrip import Steps, repeat, text
+from smqueue.roundtrip import Steps, again, call_each, text
 
 KEPT_MS = 7 * 24 * 3_600_000
 SEEN_KEPT = 1_000
@@ -46,6 +46,7 @@ def signal(
     limit: int = INBOX_LIMIT,
     push: Push | None = None,
     trace: str = "",
+    fresh: bool = False,
 ) -> Steps[Delivered | None]:
     """Record the signal for the machine that has waited longest, or keep it; 1 round trip.
 
@@ -60,6 +61,7 @@ def signal(
         limit: How many are kept.
         push: The hint, if the script is to push it.
         trace: The header of the span that sends it, if there is one.
+        fresh: The attempt was made up for this call: nobody can have tried it before.
 
     Returns:
         ``None`` when the request had been fulfilled already.
@@ -69,21 +71,22 @@ def signal(
         InboxFull: ``limit`` early ones are kept already.
     """
     op, module, name, payload = told
-    names = (keys.waiting(op, module, name), keys.inbox(op, module, name), keys.seen(op), keys.marker(attempt))
-    rest = (keys.active(op), keys.inactive(op), keys.schedule, keys.hint, keys.requests, keys.history(op), keys.early)
     envelope = {"id": signal_id or attempt, **({"machine": machine} if machine else {})}
     if trace:  # first: there the script looks for it
         envelope = {"trace": trace, **envelope}
     item = compact(envelope)[:-1] + f',"payload":{payload}'
     marker_s = 0 if request else KEPT_MS // 1000 if asked else MARKER_S
+    pushed = (push.database, push.message, push.mark) if push else ("", "", "")
     args = (
-        keys.machine_prefix, keys.race_prefix, payload, signal_id, machine, item,
-        limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, request or asked,
-        f"{encode(module)} ", name, f"{encode(op)} {encode(module)} {encode(name)}",
-        *((push.database, push.message, push.mark, attempt) if push else ()),
+        keys.prefix, encode(module), encode(name), name, limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, *pushed,
     )  # fmt: skip
-    pushed = (push.queue,) if push else ()
-    said, hint = yield from repeat("signal", (*names, *rest, *pushed), args, _said, RESENDS)
+    own = (op, encode(op), payload, signal_id, machine, item, request or asked, encode(attempt))
+
+    def ask(tried: int) -> Steps[tuple[str, bool]]:
+        known = "1" if tried or not fresh else ""
+        return call_each("signal", (keys.schedule, *((push.queue,) if push else ())), args, (*own, known), _said)
+
+    said, hint = yield from again(ask, RESENDS)
     match said:
         case "GONE":
             return None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from smqueue.errors import (
     CommitFailed,
@@ -34,8 +33,10 @@ from smqueue.protocols.arming import (
 )
 from smqueue.protocols.claim import Claimed
 from smqueue.protocols.decide import Look, decide
+from smqueue.protocols.move import Transitioned, move
+from smqueue.protocols.past import ended_record, left_record
 from smqueue.protocols.spawn import Spawned, buffered, start, tail, unbegun
-from smqueue.records import Active, Placed, compact, guard_of, kind_of
+from smqueue.records import Active, Placed, compact, guard_of
 from smqueue.roundtrip import Command, LostReply, Steps, back_off, commit, read
 from smqueue.schemas import ValidationProblem
 from smqueue.standing import (
@@ -55,20 +56,6 @@ from smqueue.transaction import Transaction
 from smqueue.trigger_types import Poll
 
 MAX_ATTEMPTS = 100
-
-
-class Transitioned(NamedTuple):
-    """What has become of a claimed machine."""
-
-    kind: Literal["moved", "merged", "kept", "stale", "held", "torn"]
-    to: Spawned | None = None
-    """The machine in its new state."""
-    machines: tuple[Spawned, ...] = ()
-    """Machines that the handler has started."""
-    requests: tuple[bytes, ...] = ()
-    hint: bool = False
-    detail: str = ""
-    """When held: the control key that holds it. When torn: what failed inside EXEC, while the state moved."""
 
 
 def controls(keys: Keys, placed: Placed) -> tuple[str, str, str]:
@@ -130,6 +117,10 @@ def transition(
                 continue
             tx, result = decided
             to = instances.place_state(op, instance, result) if result is not None else None
+            if attempt == 0 and to is not None and span is None and not look.known:
+                moved = yield from move(keys, instances, it, to, tx, commit_id)
+                if moved is not None:
+                    return moved
             yield from _look(keys, instances, it, to, tx, look)
             if (raw := look.known["GET", guard]) != it.raw and guard_of(raw) != it.machine.guard:
                 return Transitioned("stale")
@@ -299,38 +290,9 @@ def _made(there: Standing, commit_id: str) -> str:
     return there.made or commit_id
 
 
-def left_record(it: Claimed, before: Mapping[str, Any], now_us: int, commit_id: str, **more: Any) -> str:
-    """The inactive record of a state that is left: first times kept, visits counted, who won, what the losers did."""
-    losers: dict[str, Any] = {}
-    for name, wait in it.machine.armed.items():
-        if name != it.won:
-            tries = it.race.get(f"tries:{name}")
-            losers[name] = {"kind": kind_of(wait), **({"left_ms": wait - it.at_ms} if isinstance(wait, int) else {})}
-            losers[name].update({"tries": int(tries)} if tries else {})
-    return compact(
-        {
-            "machine": it.active.machine,
-            "step": it.active.step,
-            "at": before.get("at", it.active.at_us),
-            "exited": now_us,
-            "version": before.get("version", it.active.version),
-            "made": it.active.made,
-            "by": commit_id,
-            "visits": before.get("visits", 0) + 1,
-            "won": it.won,
-            "won_at": it.at_ms,
-            "losers": losers,
-            **more,
-        }
-    )
-
-
 def _end(to: Placed, moved: Active, there: Standing, commit_id: str, now_us: int) -> list[str]:
     """A terminal record, as field and value: there is one, visits are counted, and the first times kept."""
-    first: dict[str, Any] = {
-        "machine": moved.machine, "step": moved.step, "at": now_us, "exited": now_us, "version": moved.version,
-        "made": commit_id, "by": commit_id, "visits": 0, "terminal": True,
-    }  # fmt: skip
+    first = ended_record(moved.machine, moved.step, moved.version, now_us, commit_id)
     field, record = there.inactive or (to.field, first)
     return [field, compact({**record, "visits": record["visits"] + 1})]
 

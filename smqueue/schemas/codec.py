@@ -67,7 +67,7 @@ class Codec(Generic[T]):
             ValidationProblem: As in ``dump``; or it comes back changed, say by a ``__post_init__``.
         """
         data = self.dump(value)
-        if isinstance(self._field, Explicit):  # its dump has compared already
+        if self._field.exact or isinstance(self._field, Explicit):  # whose dump has compared already
             return data
         loaded = self.load(data)
         if type(loaded) is not type(value) or self.dump(loaded) != data:

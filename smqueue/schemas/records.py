@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, cast
 
 from marshmallow import RAISE, Schema
@@ -27,6 +28,18 @@ class Record(Strict):
         self.python = self.record = record
         self.members: dict[str, Strict] = {}
         self.optional: set[str] = set()  # those with a default, which data may leave out
+
+    @cached_property
+    def exact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - known once its members are
+        """Its class does nothing of its own, and its members are exact."""
+        record: Any = self.record
+        made = getattr(record.__init__, "__code__", None)
+        plain = record.__new__ is object.__new__ and record.__getattribute__ is object.__getattribute__
+        return (
+            plain and type(record) is type and made is not None and made.co_filename == "<string>"
+            and not hasattr(record, "__post_init__")
+            and all(type(member) is not Record and member.exact for member in self.members.values())
+        )  # fmt: skip
 
     def encode(self, value: Any) -> JsonValue:
         if type(value) is not self.record:

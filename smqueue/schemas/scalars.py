@@ -44,9 +44,11 @@ class Strict(fields.Field[Any], ABC):
 
     Attributes:
         python: The exact class of its values, or None where there are several.
+        exact: Whatever it encodes comes back as it was: there is no need to try.
     """
 
     python: type | None = None
+    exact: bool = False
 
     def __init__(self, *, allow_none: bool = False) -> None:
         super().__init__(required=True, allow_none=allow_none)
@@ -112,6 +114,7 @@ class Text(Strict):
     """``str``."""
 
     python = str
+    exact = True
 
     def __init__(self, *, normal: bool) -> None:
         super().__init__()
@@ -128,6 +131,7 @@ class Integer(Strict):
     """``int`` of any size that prints."""
 
     python = int
+    exact = True
 
     def encode(self, value: Any) -> int:
         return integer(value)
@@ -152,6 +156,7 @@ class Boolean(Strict):
     """``bool``."""
 
     python = bool
+    exact = True
 
     def encode(self, value: Any) -> bool:
         if type(value) is not bool:
@@ -166,6 +171,7 @@ class Nothing(Strict):
     """``None``."""
 
     python = type(None)
+    exact = True
 
     def __init__(self) -> None:
         super().__init__(allow_none=True)

@@ -64,3 +64,32 @@ local function rouse(flag, wake, delay, watch)
     redis.call('PUBLISH', wake, '')
   end
 end
+
+-- waits_from: what a machine is armed with, its JSON without braces, and when it is due; nil when a deadline has passed.
+-- In ARGV from first to last, five for each trigger: its name in JSON, '=' or '+' (add the clock), what it waits for in JSON
+-- or after how many µs, and for a signal its name as part of a key and the trigger's name. park: ms.
+local function waits_from(first, last, park)
+  local armed, due = {}, now + park
+  for i = first, last, 5 do
+    local wait = ARGV[i + 2]
+    if ARGV[i + 1] == '+' then wait = string.format('%.0f', math.ceil((now_us + wait) / 1000)) end
+    local deadline = ARGV[i + 3] == '' and tonumber(wait)
+    if deadline and deadline <= now then return nil end
+    due = math.min(due, deadline or due)
+    armed[#armed + 1] = ARGV[i] .. ':' .. wait
+  end
+  return table.concat(armed, ','), due
+end
+
+-- each: what the script does for each of several callers; its arguments, from first on, begin with how many they are.
+-- An error is the reply of that caller alone.
+local function each(first, act)
+  local replies = {}
+  while first <= #ARGV do
+    local last = first + ARGV[first]
+    local ok, reply = pcall(act, first + 1, last)
+    replies[#replies + 1] = ok and reply or not ok and {err = type(reply) == 'table' and reply.err or tostring(reply)}
+    first = last + 1
+  end
+  return replies
+end

@@ -1,35 +1,36 @@
 -- begin: start the first machine of an operation, one that waits for signals and deadlines and for nothing else.
--- KEYS  machine, active, inactive, history, watchers, schedule, operations, updates, moves, bell, bells, watched, roused,
---       wake, inboxes of its signals..
--- ARGV  id of the commit, and so of the machine; operation; field; both in JSON; version; what its machine key ends with;
---       its move; the most active machines or '', park ms, watch ms, updates kept;
---       for each trigger its name in JSON, '=' or '+' (add the clock), what it waits for in JSON or after how many µs
--- Returns {now µs, 1 when watched}; nil when anything is there already, or has come: then nothing was written.
+-- KEYS  schedule
+-- ARGV  prefix of all keys; module as part of a key; version; its move; the most active machines or '', watch ms, updates kept;
+--       then of each: how many follow; id of the commit, and so of the machine; operation, and as part of a key; field; both
+--         in JSON; record; what its machine key ends with; park ms; its triggers, see `waits_from`
+-- Returns of each {now µs, 1 when watched}; nil when anything is there already, or has come: then nothing was written.
 -- What it writes is what `start` in spawn.py has EXEC write, byte for byte.
-local id, op, field, op_json, field_json, version = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-if redis.call('EXISTS', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], unpack(KEYS, 15)) > 0 then return nil end
-if ARGV[9] ~= '' and redis.call('ZCARD', KEYS[6]) + 1 > tonumber(ARGV[9]) then return nil end
+local prefix, module, version = ARGV[1], ARGV[2], ARGV[3]
+local at = string.format('%.0f', now_us)
 
-local armed, due = {}, now + ARGV[10]
-for i = 13, #ARGV, 3 do
-  local wait = ARGV[i + 2]
-  if ARGV[i + 1] == '+' then wait = string.format('%.0f', math.ceil((now_us + wait) / 1000)) end
-  local deadline = tonumber(wait)  -- the name of a signal is in quotes, and so no number
-  if deadline and deadline <= now then return nil end
-  due = math.min(due, deadline or due)
-  armed[#armed + 1] = ARGV[i] .. ':' .. wait
+local function begin(first, last)
+  local id, op, op_key, field, op_json, field_json, rec = unpack(ARGV, first, first + 6)
+  local machine, active = prefix .. 'machine:' .. rec, prefix .. 'active:' .. op_key
+  local wanted = {machine, active, prefix .. 'inactive:' .. op_key, prefix .. 'history:' .. op_key,
+    prefix .. 'watchers:' .. op_key}
+  for i = first + 9, last, 5 do
+    if ARGV[i + 3] ~= '' then wanted[#wanted + 1] = prefix .. 'inbox:' .. op_key .. ':' .. module .. ':' .. ARGV[i + 3] end
+  end
+  if redis.call('EXISTS', unpack(wanted)) > 0 then return false end
+  if ARGV[5] ~= '' and redis.call('ZCARD', KEYS[1]) + 1 > tonumber(ARGV[5]) then return false end
+  local armed, due = waits_from(first + 9, last, ARGV[first + 8])
+  if not armed then return false end
+  redis.call('SET', machine, '["' .. id .. '",0,' .. op_json .. ',' .. field_json .. ',{' .. armed .. '}' .. ARGV[first + 7])
+  redis.call('ZADD', KEYS[1], due, rec .. ':' .. id)
+  rouse(prefix .. 'roused', prefix .. 'wake', due - now, ARGV[6])
+  redis.call('HSET', active, field, '["' .. id .. '",1,' .. at .. ',' .. version .. ',0,1]')
+  redis.call('ZADD', prefix .. 'operations', 'NX', now, op)
+  redis.call('XADD', prefix .. 'updates', 'MAXLEN', '~', ARGV[7], '*', 'op', op, 'entry', '{"machine":"' .. id
+    .. '","step":1,"to":' .. field_json .. ',"at":' .. at .. ',"commit":"' .. id .. '","version":' .. version .. '}')
+  redis.call('SPUBLISH', prefix .. 'bell:' .. op_key, '')
+  redis.call('SPUBLISH', prefix .. 'bells', '')
+  redis.call('HINCRBY', prefix .. 'moves', ARGV[4], 1)
+  return {at, redis.call('EXISTS', prefix .. 'watched')}
 end
 
-local at = string.format('%.0f', now_us)
-local machine = '["' .. id .. '",0,' .. op_json .. ',' .. field_json .. ',{' .. table.concat(armed, ',') .. '}' .. ARGV[7]
-local entry = '{"machine":"' .. id .. '","step":1,"to":' .. field_json .. ',"at":' .. at .. ',"commit":"' .. id
-redis.call('SET', KEYS[1], machine)
-redis.call('ZADD', KEYS[6], due, KEYS[1]:match('([^:]+)$') .. ':' .. id)
-rouse(KEYS[13], KEYS[14], due - now, ARGV[11])
-redis.call('HSET', KEYS[2], field, '["' .. id .. '",1,' .. at .. ',' .. version .. ',0,1]')
-redis.call('ZADD', KEYS[7], 'NX', now, op)
-redis.call('XADD', KEYS[8], 'MAXLEN', '~', ARGV[12], '*', 'op', op, 'entry', entry .. '","version":' .. version .. '}')
-redis.call('SPUBLISH', KEYS[10], '')
-redis.call('SPUBLISH', KEYS[11], '')
-redis.call('HINCRBY', KEYS[9], ARGV[8], 1)
-return {at, redis.call('EXISTS', KEYS[12])}
+return each(8, begin)

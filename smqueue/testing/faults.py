@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from smqueue.roundtrip import Call, Commit, LostReply, RoundTrip
+from smqueue.roundtrip import Call, LostReply, RoundTrip, commits
 from smqueue.testing.memory import Connection, Memory
 
 Fault = Literal["none", "before", "after", "lost"]
@@ -26,7 +26,7 @@ class Faulty(Memory):
         fault: Fault = "none"
         if self.fault is not None:
             match request:
-                case Commit(commands) if commands:
+                case _ if commits(request):
                     fault = self.fault(("none", "before", "after", "lost"))
                 case Call(script="outcome"):
                     fault = self.fault(("none", "before"))

@@ -40,9 +40,11 @@ class Connection:
                 conflict = self.dirty
                 self.reset()
                 return None if conflict else [self.store.do(*command) for command in commands]
-            case Call(script, keys, args):
-                reply = self.store.call(script, keys, args)
-                return StoreRefused(URL, str(reply)) if isinstance(reply, ReplyError) else reply
+            case Call(script, keys, args, own):
+                reply = self.store.call(script, keys, args + own)
+                if own and isinstance(reply, list):
+                    return [_told(one) for one in reply]
+                return _told(reply)
             case Calls(calls):
                 return [self.trip(call) for call in calls]
             case Pause():
@@ -59,6 +61,10 @@ class Connection:
     def _changed(self, key: str) -> None:
         if key in self.watched:
             self.dirty = True
+
+
+def _told(reply: Any) -> Any:
+    return StoreRefused(URL, str(reply)) if isinstance(reply, ReplyError) else reply
 
 
 class Doorbell:

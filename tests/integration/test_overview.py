@@ -11,7 +11,7 @@ from smqueue import Executor, Module, Retry, State, StateMachine, Transaction, a
 from smqueue.early import early_signals
 from smqueue.overview import EdgeCount, causes
 from smqueue.presence import KEPT_MS, Noted, leave, note, workers
-from smqueue.roundtrip import Commit, LostReply, RoundTrip
+from smqueue.roundtrip import LostReply, RoundTrip, commits
 from tests.inprocess import Crash, Local, Play
 
 walk = Module("walk", version=1, retry=Retry(max_attempts=1, base=timedelta(milliseconds=1)))
@@ -130,7 +130,7 @@ def test_a_lost_commit_is_counted_once(local: Local) -> None:
     lost: list[RoundTrip] = []
 
     def lose(request: RoundTrip) -> None:
-        if isinstance(request, Commit) and len(request.commands) > 2 and not lost:
+        if commits(request) and not lost:
             lost.append(request)
             raise LostReply
 
@@ -141,7 +141,7 @@ def test_a_lost_commit_is_counted_once(local: Local) -> None:
     local.executor.signal("a", go, "end 1")
 
     def die(request: RoundTrip) -> None:
-        if isinstance(request, Commit) and len(request.commands) > 2:
+        if commits(request):
             raise Crash
 
     with pytest.raises(Crash), local.around_trips(after=die):

@@ -175,11 +175,13 @@ def test_conflicts_never_quarantine(local: Local, monkeypatch: pytest.MonkeyPatc
     local.executor.signal("bad", word, "go")
     disturbed = local.keys().watchers("bad")
 
+    local.redis.sadd(disturbed, "nobody")  # who watches, so that it takes a look to move it
+
     def disturb() -> None:
         local.redis.sadd(disturbed, "x")
         local.redis.srem(disturbed, "x")
 
-    with local.before_moves(disturb, times=12):
+    with local.before_moves(disturb, times=16):  # of four runs, each a script that refuses and three commits
         local.run()
         assert local.explained("bad").status == "decided"
         assert "CommitFailed" in (local.explained("bad").last_error or "")

@@ -29,7 +29,7 @@ from smqueue import (
 )  # fmt: skip
 from smqueue.protocols import runs
 from smqueue.protocols.claim import Armed
-from smqueue.roundtrip import Commit, Pause, Read, RoundTrip
+from smqueue.roundtrip import Commit, Pause, Read, RoundTrip, commits
 from tests.inprocess import Crash, Local, Play, machines
 from tests.monitor import Asked, monitoring
 from tests.waiting import wait_until
@@ -363,7 +363,7 @@ def test_the_first_recorded_outcome_stands_over_a_crash(local: Local, play: Play
     assert local.attempt(sent["called"]) == "RECORDED"
 
     def die(request: RoundTrip) -> None:
-        if isinstance(request, Commit) or dies == "after the claim":
+        if commits(request) or dies == "after the claim":
             raise Crash
 
     hook = {"before": die} if dies == "before the commit" else {"after": die}
@@ -558,16 +558,19 @@ def test_conflicts_back_off_with_jitter(play: Play) -> None:
     assert max(pauses[5:]) > max(pauses[:1])
 
 
-@pytest.mark.parametrize("at", ["before it looks", "before it commits"])
+@pytest.mark.parametrize("at", ["before its script", "before it looks", "before it commits"])
 def test_a_worker_thought_dead_does_nothing(play: Play, at: str) -> None:
     """A worker stalls after its claim, another takes over and commits; the first then writes nothing (semantics 3)."""
     stalled, other = play(races=races), play(races=races)
     stalled.executor.add_state_machines(machines("op", Racing()))
     stalled.executor.signal("op", first_signal, 7)
+    if at != "before its script":  # somebody watches, so that it takes a look to move it
+        stalled.redis.sadd(stalled.keys().watchers("op"), "nobody")
     took_over: list[int] = []
+    awaited = {"before its script": commits, "before it looks": Read, "before it commits": Commit}[at]
 
     def stall(request: RoundTrip) -> None:
-        if not took_over and (isinstance(request, Read) if at == "before it looks" else isinstance(request, Commit)):
+        if not took_over and (isinstance(request, awaited) if isinstance(awaited, type) else awaited(request)):
             took_over.append(0)
             other.expire_leases()
             took_over.append(other.drain())

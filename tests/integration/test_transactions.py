@@ -428,11 +428,14 @@ def test_what_cannot_be_written_is_refused_at_once(local: Local, run: Runner, ca
     assert local.data("notes", "before") is None
 
 
-def test_members_of_one_group_are_checked_against_each_other(local: Local) -> None:
-    """One machine makes a key a list, the next of the group increments it: that one fails alone, nothing is torn."""
-    steps["list"] = lambda tx: (tx.delete("k"), tx.rpush("k", "x"))
-    steps["count"] = lambda tx: (tx.incrby("k"), tx.incrby("sum"))
-    local.redis.set(local.keys().data("notes", "k"), 5)
+@pytest.mark.parametrize("looking", [True, False])
+def test_members_of_one_group_are_checked_against_each_other(local: Local, looking: bool) -> None:
+    """One machine makes a key a list, the next of the group increments it: that one fails alone, nothing is torn.
+    After a look, and by a script."""
+    steps["list"] = lambda tx: (looking and (tx.get("other"), tx.delete("k")), tx.rpush("k", "x"))
+    steps["count"] = lambda tx: (looking and tx.get("other"), tx.incrby("k"), tx.incrby("sum"))
+    if looking:
+        local.redis.set(local.keys().data("notes", "k"), 5)
     local.executor.add_state_machines([*machines("a", Doing()), *machines("b", Doing())])
     local.executor.signal("a", go, "list")
     local.executor.signal("b", go, "count")

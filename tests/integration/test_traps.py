@@ -129,7 +129,7 @@ def test_a_commit_whose_reply_was_lost_is_recognised(local: Local, play: Play, p
 
 def test_a_look_and_a_commit_are_one_packet_each(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     """An add is two packets, its WATCH in one with its reads, and MULTI with all up to EXEC; what begins an operation
-    is one, a script. A transition is two, after its claim."""
+    is one, a script. A transition is one, after its claim, or if it takes a look, two."""
     local.add("first", Here("x"))
     sent: list[bytes] = []
 
@@ -154,21 +154,28 @@ def test_a_look_and_a_commit_are_one_packet_each(local: Local, monkeypatch: pyte
     assert [[word in one for word in (b"EVALSHA", b"WATCH", b"MULTI", b"EXEC\r")] for one in sent] == [
         [True, False, False, False], [False, True, False, False], [False, False, True, True],
     ]  # fmt: skip
+    local.executor.signal("op", go, "here y")
+    sent.clear()
+    assert local.drain() == 1
+    (moved,) = [one for one in sent if b"WATCH" in one or b"EXEC\r" in one]
+    assert moved.index(b"MULTI") < moved.index(b"EVALSHA") < moved.index(b"EXEC\r")
+    local.redis.sadd(local.keys().watchers("op"), "nobody")
     local.executor.signal("op", go, "end y")
     sent.clear()
     assert local.drain() == 1
-    moved = [one for one in sent if b"WATCH" in one or b"EXEC\r" in one]
+    _refused, *moved = [one for one in sent if b"WATCH" in one or b"EXEC\r" in one]
     assert [b"MULTI" in one for one in moved] == [False, True]
     assert sent.index(moved[1]) == sent.index(moved[0]) + 1
 
 
-def test_no_script_is_called_by_digest_in_a_transaction(local: Local) -> None:
-    """A server that has restarted knows no script: everything goes on, and no EXEC holds an EVALSHA, which would fail
-    alone in it, its neighbours applied."""
+def test_no_script_is_called_by_digest_among_others_in_a_transaction(local: Local) -> None:
+    """A server that has restarted knows no script: everything goes on, and no EXEC holds an EVALSHA beside commands: it
+    would fail alone, its neighbours applied. Scripts that are a transition each have no neighbours."""
     held: list[Any] = []
 
-    def note(commit: Commit) -> None:
-        held.extend(command[0] for command in commit.commands)
+    def note(request: RoundTrip) -> None:
+        if isinstance(request, Commit):
+            held.extend(command[0] for command in request.commands)
         local.redis.script_flush()
 
     with local.before_commits(note):
@@ -177,6 +184,7 @@ def test_no_script_is_called_by_digest_in_a_transaction(local: Local) -> None:
         local.redis.script_flush()
         local.run()
         local.redis.script_flush()
+        local.redis.sadd(local.keys().watchers("op"), "nobody")  # so that it takes a look to end it
         local.executor.signal("op", go, "end z")
         local.settle("op")
         local.executor.cancel("op")
