@@ -101,6 +101,15 @@ def all_of(*plants: Callable[[], AbstractContextManager[object]]) -> Callable[[]
     return plant
 
 
+def _refuse(*_: object) -> Any:
+    """The script that moves machines takes none."""
+    yield from ()
+
+
+by_look = replaced("smqueue.protocols.transition.move", _refuse)
+"""Every machine moves by a look and an EXEC."""
+
+
 def _never(*_: object) -> Any:
     """Whether a lost commit was applied: not asked."""
     yield from read([], ("EXISTS", "nothing"))
@@ -155,20 +164,23 @@ SAME_STARTED = SAME_ARMING.replace("'STALE'", "{'STALE'}")
 ANY_STARTED = ANY_ARMING.replace("'STALE'", "{'STALE'}")
 OWN_TOKEN = "if ARGV[6] ~= '' and redis.call('HGET', race, 'task:' .. trigger) ~= ARGV[6] then return {'STALE', 0} end"
 IN_TIME = "if deadline and deadline <= now then return 'LATE' end"
-REMOVED_WITH_IT = "redis.call('LREM', KEYS[9], 1, ARGV[12]) == 0"
+SAME_GUARD = "type(raw) ~= 'string' or raw:sub(1, #expected) ~= expected"
+REMOVED_WITH_IT = "redis.call('LREM', requests, 1, request) == 0"
 
 MUTATIONS = [
-    Mutation("no guard is watched", unwatched("machine"), "claimed", ("stopped_first", "drain", "lease_passes")),
-    Mutation("the guard of a state that is entered is not watched", unwatched("machine"), "claimed",
+    Mutation("no guard is watched", all_of(by_look, unwatched("machine")), "claimed",
+             ("stopped_first", "drain", "lease_passes")),
+    Mutation("the guard of a state that is entered is not watched", all_of(by_look, unwatched("machine")), "claimed",
              ("stopped_first", "stopped_second")),
     Mutation("an inbox is not watched", unwatched("inbox"), "empty", ("add", "signal_end")),
-    Mutation("controls are not watched", unwatched("control"), "claimed", ("stopped_first", "pause")),
+    Mutation("controls are not watched", all_of(by_look, unwatched("control")), "claimed", ("stopped_first", "pause")),
     Mutation("what a handler has read is not watched", unwatched("data"), "again", ("stopped_first", "count")),
     Mutation("a history that is not begun is not watched", unwatched("history", "active"), "waiting",
              ("add_batch", "cancel")),
     Mutation("a race that is armed anew is not watched", unwatched("race"), "quarantined", ("retry", "signal_stay")),
     Mutation("requests are not watched", unwatched("requests"), "unsendable", ("relay_unsendable", "relay_unsendable")),
-    Mutation("watchers are not watched", unwatched("watchers"), "followed", ("stopped_first", "drain")),
+    Mutation("watchers are not watched", all_of(by_look, unwatched("watchers")), "followed",
+             ("stopped_first", "drain")),
     Mutation("a claim removes its entry", scripted("claim", ("redis.call('ZADD', KEYS[1], now + wait, entry)",
              "redis.call('ZREM', KEYS[1], entry)")), "claimed", ("lease_passes", "drain")),
     Mutation("armings and attempts have no id", scripted("*", (SAME_ARMING, ANY_ARMING), (SAME_STARTED, ANY_STARTED),
@@ -185,12 +197,31 @@ MUTATIONS = [
              "empty", ("count", "pump"), 1),
     Mutation("a buffered signal is given away twice", _none_taken,
              "early", ("add_batch", "pump")),
-    Mutation("members of a group rest on what others write", replaced("smqueue.drivers.group._disjoint",
-             lambda ready: (ready, [])), "decided", ("drain", "pump")),
-    Mutation("entering a terminal state does not touch its guard", without(_terminal), "ending",
+    Mutation("members of a group rest on what others write", all_of(by_look, replaced("smqueue.drivers.group._disjoint",
+             lambda ready: (ready, []))), "decided", ("drain", "pump")),
+    Mutation("entering a terminal state does not touch its guard", all_of(by_look, without(_terminal)), "ending",
              ("stopped_first", "stopped_second")),
-    Mutation("an operation ends with any of its machines", replaced("smqueue.protocols.transition.settle",
-             lambda keys, op, *_, certain: [("ZREM", keys.operations, op)]), "ending", ("stopped_first", "pump")),
+    Mutation("an operation ends with any of its machines", all_of(by_look,
+             replaced("smqueue.protocols.transition.settle",
+                      lambda keys, op, *_, certain: [("ZREM", keys.operations, op)])),
+             "ending", ("stopped_first", "pump")),
+    Mutation("a script moves whoever is there", scripted("move", (SAME_GUARD, "false"),
+             ("past[1] or past[2]", "false"), ("redis.call('HEXISTS', active, to_field) == 1", "false")),
+             "claimed", ("stopped_first", "drain", "lease_passes")),
+    Mutation("a script moves two into one state", scripted("move", ("redis.call('HEXISTS', active, to_field) == 1",
+             "false")), "claimed", ("stopped_first", "stopped_second")),
+    Mutation("a script does not see a past", scripted("move", ("past[1] or past[2]", "false")), "ending",
+             ("stopped_first", "stopped_second")),
+    Mutation("a script does not see controls", scripted("move", ("prefix .. 'control:' .. op_key", "of_type")),
+             "claimed", ("stopped_first", "pause")),
+    Mutation("a script does not see watchers", scripted("move", ("prefix .. 'watchers:' .. op_key", "of_type")),
+             "followed", ("stopped_first", "drain")),
+    Mutation("a script does not see what came early", scripted("move", ("'inbox:'", "'none:'")), "claimed",
+             ("stopped_first", "signal_end")),
+    Mutation("a script ends an operation with any of its machines", scripted("move", ("if alone or", "if true or")),
+             "ending", ("stopped_first", "pump")),
+    Mutation("a script does not register who comes to wait", scripted("move", ("put('ZADD', prefix .. 'waiting:'",
+             "put('EXISTS', prefix .. 'waiting:'")), "claimed", ("stopped_first", "signal_end")),
     Mutation("retention does not look again", scripted("forget", ("if redis.call('EXISTS', KEYS[1]) == 1 then",
              "if false then")), "over", ("sweep", "add_short")),
     Mutation("a watcher looks first and registers then", replaced("smqueue.relay.Relay.look", _look_then_register),
@@ -198,7 +229,7 @@ MUTATIONS = [
     Mutation("a look that was in vain forgets a ring", scripted("look_again", ("if ours then", "if true then")),
              "followed", ("drain", "stopped_first")),
     Mutation("a request is removed after it was done", all_of(scripted("signal", (REMOVED_WITH_IT,
-             "not redis.call('LPOS', KEYS[9], ARGV[12])")),
+             "not redis.call('LPOS', requests, request)")),
              replaced("smqueue.relay.Relay._signal", _apply_then_remove)), "left_behind", ("own", "relay"), 1),
     Mutation("a lone machine does not register when another comes", replaced("smqueue.protocols.spawn.register",
              lambda *_: []), "waiting", ("add_batch", "pump")),

@@ -11,7 +11,7 @@ import pytest
 
 import smqueue.protocols
 from tests.simulation.explorer import Violated
-from tests.simulation.mutations import MUTATIONS, Mutation
+from tests.simulation.mutations import MUTATIONS, Mutation, by_look
 from tests.simulation.pairs import ACTORS, STAGES, explore, pairs, traces
 from tests.simulation.stages import signal_many
 
@@ -44,6 +44,15 @@ MANY = [
 ]  # fmt: skip
 """Who meets ``signal_many``: two signals in one write, each of which the pairs have alone."""
 
+LOOKING = [
+    ("claimed", "stopped_first", "stopped_second"), ("claimed", "stopped_first", "drain"),
+    ("claimed", "stopped_first", "pause"), ("claimed", "stopped_first", "cancel"),
+    ("claimed", "stopped_first", "signal_end"), ("claimed", "stopped_first", "count"),
+    ("ending", "stopped_first", "stopped_second"), ("ending", "stopped_first", "add"),
+    ("followed", "stopped_first", "drain"), ("decided", "drain", "signal_end"), ("decided", "drain", "lease_passes"),
+]  # fmt: skip
+"""Where most machines move by a script, and those that do not are to be seen all the same."""
+
 READ_ONLY = {
     "claim.pump", "runs.peek", "others.has_finished", "others.has_reached", "cancel.unstarted",
 }  # fmt: skip
@@ -72,6 +81,14 @@ def test_scripts_of_one_write(case: tuple[str, str], record_property: pytest.Rec
     """Others may come between the scripts of one write, and any of their replies be lost (semantics 5, 11)."""
     stage, other = case
     record_property("explored", {"pairs": 1, **explore(stage, signal_many, BY_NAME[other])})
+
+
+@pytest.mark.parametrize("case", LOOKING, ids="-".join)
+def test_moves_by_a_look(case: tuple[str, ...], record_property: pytest.RecordProperty) -> None:
+    """Machines that a script would move, moved by a look and an EXEC: the same promises (semantics 5, 15, 18, 27)."""
+    stage, *actors = case
+    found = explore(stage, *[BY_NAME[name] for name in actors], planted=by_look)
+    record_property("explored", {"pairs": 1, **found})
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
