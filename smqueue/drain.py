@@ -6,9 +6,11 @@ import logging
 import time
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from smqueue.cancelling import WORKER_S
-from smqueue.drivers.driver import Driver
+from smqueue.drivers.driver import Driver, Later, Started
 from smqueue.drivers.group import group
 from smqueue.errors import (
     CommitFailed,
@@ -35,7 +37,7 @@ from smqueue.protocols.transition import Transitioned, transition
 from smqueue.records import kind_of
 from smqueue.relay import Relay
 from smqueue.retry import Retry
-from smqueue.roundtrip import LostReply, Steps
+from smqueue.roundtrip import LostReply, Run, Steps
 from smqueue.spans import transition_span, transitioned
 from smqueue.tallies import DRAIN, HANDLER_FAILED, Tallies
 from smqueue.tracing import Span
@@ -47,8 +49,36 @@ GROUP_S = 0.05
 """A group closes after this much handler time: what has been decided is not kept waiting by the rest."""
 DRAIN_S = 1.0
 """A drain hands over to another message after this long, so that no task runs for long."""
+AHEAD_FROM = 16
+"""From which size of a claim on the next is asked for before it is worked off: handlers that take long keep theirs."""
 ELSEWHERE_MS = 2_000
 """When a worker that lacks a module or its version looks again; others may look sooner."""
+
+
+class Sent(NamedTuple):
+    """A group whose handlers have run, or will when its commit is asked for."""
+
+    due: Due
+    claimed: Sequence[Claimed]
+    ids: Sequence[str]
+    spans: Sequence[Span | None]
+    started: Started[list[Run[Transitioned]]]
+    took_s: float
+
+
+@dataclass
+class Moving:
+    """What was claimed, and how its commit is under way."""
+
+    due: Due
+    leases: Sequence[Lease]
+    sent: Sent | None
+
+    def abandon(self, leases: Leases) -> None:
+        """It is tried again when its leases have run out."""
+        leases.release(self.leases)
+        if self.sent is not None:
+            self.sent.started.abandon()
 
 
 class Drain:
@@ -62,7 +92,6 @@ class Drain:
         self.tallies = tallies or Tallies()
         self.relay = Relay(driver, keys, instances, outbound)
         self._batch = 16
-        self._claimed_us, self._claimed_s = 0, 0.0
         self._told: set[str] = set()
 
     def run(self) -> int:
@@ -77,22 +106,49 @@ class Drain:
 
     def _run(self) -> int:
         until, moved, hinted = time.monotonic() + DRAIN_S, 0, False
-        while True:
-            due = self.driver.run(claim(self.keys, self.instances, self._batch))
-            self._claimed_us, self._claimed_s = due.now_us, time.perf_counter()
-            if not due.found:
-                return moved
-            if due.more and not hinted:  # more than one claim: another worker may help
-                self.outbound.hint(self.keys.namespace, self.keys.shard)
-                hinted = True
-            moved += self._handle(due, until)
-            if time.monotonic() > until:
-                if not hinted:  # one for one: two would double with every drain, for as long as there is enough to do
+        claiming: Started[Due] | None = None
+        moving: Moving | None = None
+        try:
+            while True:
+                due = self.driver.run(self._claim()) if claiming is None else claiming.result()
+                claiming = None
+                if not due.found:
+                    return moved + (self._end(moving) if moving is not None else 0)
+                if due.more and not hinted:  # more than one claim: another worker may help
                     self.outbound.hint(self.keys.namespace, self.keys.shard)
-                return moved
+                    hinted = True
+                ahead = due.more and self._batch >= AHEAD_FROM and not (due.doubtful or due.other)
+                if ahead and time.monotonic() < until:  # the server claims while handlers run here
+                    claiming = self.driver.start(self._claim())
+                before, moving = moving, self._begin(due, ahead)  # and they run while it commits what came before
+                moved += self._end(before) if before is not None else 0
+                if claiming is None:
+                    moved += self._end(moving)
+                    moving = None
+                self._others(due, until)
+                if claiming is None and time.monotonic() > until:
+                    if (
+                        not hinted
+                    ):  # one for one: two would double with each drain, for as long as there is enough to do
+                        self.outbound.hint(self.keys.namespace, self.keys.shard)
+                    return moved
+        finally:
+            if claiming is not None:
+                claiming.abandon()
+            if moving is not None:
+                moving.abandon(self.leases)
 
     def _handle(self, due: Due, until: float = float("inf")) -> int:
-        moved = self._move(due)
+        """All that was claimed, without more ado."""
+        moved = self._end(self._begin(due, ahead=False))
+        self._others(due, until)
+        return moved
+
+    def _claim(self) -> Steps[Due]:
+        return claim(self.keys, self.instances, self._batch)
+
+    def _others(self, due: Due, until: float) -> None:
+        """What was claimed beside machines that move."""
         for one in due.unreadable:
             self._unreadable(one)
         for armed in due.triggers:
@@ -106,7 +162,6 @@ class Drain:
                 self.relay.other(entry)
             if time.monotonic() > until:  # the rest is leased, and so due again; in order, each has its turn
                 break
-        return moved
 
     @contextmanager
     def _apart(self, what: str, armed: Armed | None = None) -> Generator[None]:
@@ -127,17 +182,28 @@ class Drain:
         limit_s = WORKER_S + (longest.total_seconds() * 2 if longest is not None else 0)
         return self.leases.hold([Lease(self.keys, self.keys.schedule, entry, "")], limit_s + 5)
 
-    def _move(self, due: Due) -> int:
-        moved = 0
+    def _begin(self, due: Due, ahead: bool) -> Moving:
+        """Run the handlers of what was claimed; with ``ahead`` their commit is sent, too."""
         limit = max((c.placed.type.module.handler_timeout.total_seconds() for c in due.machines), default=0) * 2
-        with self.leases.hold([self._lease(one) for one in due.machines], limit + 5):
+        leases = [self._lease(one) for one in due.machines]
+        self.leases.add(leases, limit + 5)
+        return Moving(due, leases, self._send(due, due.machines, ahead) if due.machines else None)
+
+    def _end(self, moving: Moving) -> int:
+        """See how the commit has ended, and move those that were not in it; returns how many have moved."""
+        due, sent, moved = moving.due, moving.sent, 0
+        try:
             steady = list(due.machines)
-            while steady:
+            while sent is not None:
                 began = time.monotonic()
-                done = self._commit(steady, due.watched)
-                steady = steady[done:]
+                done = self._settle(sent, due.watched)
+                self._size((sent.took_s + time.monotonic() - began) / done)
                 moved += done
-                self._size((time.monotonic() - began) / done)
+                steady = steady[done:]
+                sent = self._send(due, steady) if steady else None
+        finally:
+            self.leases.release(moving.leases)
+        moving.sent = None
         return moved + self._doubtful(due)
 
     def _doubtful(self, due: Due) -> int:
@@ -168,7 +234,7 @@ class Drain:
         with self.leases.hold(
             [self._lease(machine)], machine.placed.type.module.handler_timeout.total_seconds() * 2 + 5
         ):
-            return self._commit([machine], due.watched, alone=True)
+            return self._settle(self._send(due, [machine]), due.watched, alone=True)
 
     def _lease(self, one: Claimed) -> Lease:
         return Lease(self.keys, self.keys.schedule, one.entry, one.machine.guard)
@@ -177,12 +243,19 @@ class Drain:
         """Claim no more than a group's time: what is claimed here cannot be run elsewhere."""
         self._batch = max(1, min(LARGEST_BATCH, int(GROUP_S / max(seconds_each, 1e-6)), self._batch * 2))
 
-    def _commit(self, claimed: Sequence[Claimed], watched: bool, alone: bool = False) -> int:
-        """Commit as many as fit into one group; returns how many that were."""
-        ids, spans = [new_id() for _ in claimed], list[Span | None]()
-        protocols = (self._begin(one, commit_id, spans) for one, commit_id in zip(claimed, ids, strict=True))
-        ended = self.driver.run(self.tallies.conflicts(group(protocols, GROUP_S)))
-        elapsed_us = int((time.perf_counter() - self._claimed_s) * 1_000_000)
+    def _send(self, due: Due, claimed: Sequence[Claimed], ahead: bool = False) -> Sent:
+        """Run handlers, of as many as fit into one group."""
+        ids, spans, began = [new_id() for _ in claimed], list[Span | None](), time.monotonic()
+        protocols = (self._begun(one, commit_id, spans) for one, commit_id in zip(claimed, ids, strict=True))
+        steps = self.tallies.conflicts(group(protocols, GROUP_S))
+        started = self.driver.start(steps) if ahead else Later(self.driver, steps)
+        return Sent(due, claimed, ids, spans, started, time.monotonic() - began)
+
+    def _settle(self, sent: Sent, watched: bool, alone: bool = False) -> int:
+        """See what has become of a group; returns how many it was of."""
+        ended = sent.started.result()
+        claimed, ids, spans = sent.claimed, sent.ids, sent.spans
+        elapsed_us = int((time.perf_counter() - sent.due.read_s) * 1_000_000)
         requests: list[bytes] = []
         hint = False
         self.leases.release([self._lease(one) for one in claimed[: len(ended)]])
@@ -196,7 +269,7 @@ class Drain:
             done = run.result()
             if span is not None:
                 transitioned(span, one, done)
-            self.tallies.committed(one, done.kind, self._claimed_us, elapsed_us)
+            self.tallies.committed(one, done.kind, sent.due.now_us, elapsed_us)
             requests += done.requests
             hint = hint or done.hint
             self._after(one, commit_id, done, watched)
@@ -205,7 +278,7 @@ class Drain:
         self.relay.own(requests)
         return len(ended)
 
-    def _begin(self, one: Claimed, commit_id: str, spans: list[Span | None]) -> Steps[Transitioned]:
+    def _begun(self, one: Claimed, commit_id: str, spans: list[Span | None]) -> Steps[Transitioned]:
         spans.append(span := transition_span(one))
         return transition(self.keys, self.instances, one, commit_id, span)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar, cast
 
 from redis.exceptions import AskError, NoScriptError, ReadOnlyError, RedisError
 
 from smqueue.drivers.circuit import Circuit
 from smqueue.drivers.cluster import slot_of
-from smqueue.drivers.connect import ELSEWHERE, LOST, ONE_SLOT, exchange, shown, translated
+from smqueue.drivers.connect import ELSEWHERE, LOST, ONE_SLOT, exchange, receive, send, shown, translated
 from smqueue.drivers.doorbell import Doorbell
+from smqueue.drivers.driver import Later, Started
 from smqueue.drivers.line import Line
 from smqueue.drivers.nodes import Nodes, nodes_of
 from smqueue.drivers.scripts import script
@@ -58,9 +59,16 @@ class Blocking:
             StoreRefused: The server does not take our commands.
             Exception: What the protocol raised.
         """
-        run = Run(steps)
+        return self.go_on(Run(steps), Line(self.nodes()))
+
+    def start(self, steps: Steps[T]) -> Started[T]:
+        """Begin a protocol: if it asks for a script first, that is sent, and the server works while the caller does."""
+        return Later(self, steps) if self.durability == "replica" else Begun(self, steps)
+
+    def go_on(self, run: Run[T], line: Line) -> T:
+        """Run a protocol that has begun to its end; see ``run``."""
         lost, doubt = 0, False
-        with Line(self.nodes()) as line:
+        with line:
             while run.request is not None:
                 reply = self._trip(line, run.request)
                 lost = lost + 1 if isinstance(reply, LostReply) else 0
@@ -159,39 +167,48 @@ class Blocking:
             case Call():
                 (reply,) = self._call(line, connection, [request])
                 self._refuse([reply])
-                return self._told(reply)
+                return self.told(reply)
             case Calls(calls):
-                return [self._told(one) for one in self._call(line, connection, calls)]
+                return [self.told(one) for one in self._call(line, connection, calls)]
 
-    def _told(self, reply: Any) -> Any:
+    def told(self, reply: Any) -> Any:
         """The reply of a script, with errors as values, those of a caller among several, too."""
         if isinstance(reply, list):
-            return [self._told(one) if isinstance(one, RedisError) else one for one in reply]
+            return [self.told(one) if isinstance(one, RedisError) else one for one in reply]
         return translated(self.url, reply) if isinstance(reply, RedisError) else reply
 
     def _call(self, line: Line, connection: Any, calls: Sequence[Call]) -> list[Any]:
         """Run scripts by their digests; those that the server does not know yet, by their text."""
-        confirm = self._confirm(line)
-        commits = any(call.commits for call in calls)
-        named = [(script(call.script), line.guarded(call.keys), call.args + call.own) for call in calls]
+        return self.called(line, connection, calls, send(connection, self.calling(line, calls)))
 
-        def send(commands: list[Command]) -> list[Any]:
-            if not commits:
-                return exchange(connection, [*commands, *confirm])
-            sent = exchange(connection, [("MULTI",), *commands, ("EXEC",), *confirm])
+    def calling(self, line: Line, calls: Sequence[Call], by_text: bool = False) -> list[Command]:
+        """Scripts as they are sent: those that are commits within MULTI/EXEC, all or nothing each."""
+        commands: list[Command] = []
+        for call in calls:
+            code, keys = script(call.script), line.guarded(call.keys)
+            named = ("EVAL", code.text) if by_text else ("EVALSHA", code.sha)
+            commands.append((*named, len(keys), *keys, *call.args, *call.own))
+        if any(call.commits for call in calls):
+            commands = [("MULTI",), *commands, ("EXEC",)]
+        return [*commands, *self._confirm(line)]
+
+    def called(self, line: Line, connection: Any, calls: Sequence[Call], sent: int) -> list[Any]:
+        """The replies to scripts that were sent, with so many commands."""
+        found = receive(connection, sent)
+        count = len(calls)
+        if any(call.commits for call in calls):
             line.watching = False
-            if not isinstance(replies := sent[len(commands) + 1], list):
-                self._refuse(sent)
-            return [*replies, *sent[len(commands) + 2 :]]
-
-        replies = send([("EVALSHA", code.sha, len(keys), *keys, *args) for code, keys, args in named])
+            if not isinstance(replies := found[count + 1], list):
+                self._refuse(found)
+            found = [*replies, *found[count + 2 :]]
+        self._see_confirmed(found[count:])
+        replies = found[:count]
         if unknown := [place for place, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
-            told = [named[place] for place in unknown]
-            texts = send([("EVAL", code.text, len(keys), *keys, *args) for code, keys, args in told])
-            for place, reply in zip(unknown, texts, strict=False):
+            told = [calls[place] for place in unknown]
+            again = self.called(line, connection, told, send(connection, self.calling(line, told, by_text=True)))
+            for place, reply in zip(unknown, again, strict=True):
                 replies[place] = reply
-        self._see_confirmed(replies[len(calls) :])
-        return replies[: len(calls)]
+        return replies
 
     def _end(self, line: Line) -> None:
         """Leave no WATCH; and what was seen is told to the caller: it has to be safe too."""
@@ -220,6 +237,56 @@ class Blocking:
         for reply in replies:
             if isinstance(reply, Exception):
                 raise translated(self.url, reply)
+
+
+class Begun(Generic[T]):
+    """A protocol whose first scripts are sent when it begins; if that fails, it has lost their replies."""
+
+    def __init__(self, driver: Blocking, steps: Steps[T]) -> None:
+        self._driver, self._run, self._line = driver, Run(steps), Line(driver.nodes())
+        self._sent, self._connection = 0, None
+        match self._run.request:
+            case Call() as call:
+                self._calls: Sequence[Call] = (call,)
+            case Calls(calls):
+                self._calls = calls
+            case _:
+                return
+        self._try(self._send)
+
+    def result(self) -> T:
+        """Read the reply, and go on to the end; raises as ``Blocking.run``."""
+        if self._sent:
+            self._try(self._receive)
+            self._sent = 0
+        return self._driver.go_on(self._run, self._line)
+
+    def abandon(self) -> None:
+        """Do not go on; what was sent may be applied."""
+        if self._sent:
+            self._line.disconnect()
+            self._line.leave()
+            self._run.steps.close()
+        self._sent = 0
+
+    def _send(self) -> None:
+        assert self._run.request is not None
+        self._connection = self._line.to(self._run.request)
+        self._sent = send(self._connection, self._driver.calling(self._line, self._calls))
+
+    def _receive(self) -> None:
+        replies = self._driver.called(self._line, self._connection, self._calls, self._sent)
+        told = [self._driver.told(reply) for reply in replies]
+        self._run.answer(told if isinstance(self._run.request, Calls) else told[0])
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except (*LOST, *ELSEWHERE, ReadOnlyError, StoreRefused) as error:
+            self._sent = 0
+            self._line.disconnect()
+            self._line.leave()
+            self._run.answer(_lost(error))
 
 
 def _lost(cause: Exception) -> LostReply:

@@ -127,12 +127,23 @@ def exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
     Raises:
         redis.RedisError: One of ``LOST``, or one of ``ELSEWHERE`` or ReadOnlyError when any of the replies was that.
     """
-    # Not over redis-py's parser, which takes 3 µs for each reply, a MULTI's QUEUED too. All replies are read, so that
-    # nothing is left over between two exchanges, and either may go first.
+    return receive(connection, send(connection, commands))
+
+
+def send(connection: Any, commands: Sequence[Command]) -> int:
+    """Send commands in one write; returns how many replies are to be read."""
     if connection._sock is None:
         connection.connect()
     socket: Any = connection._sock
     socket.sendall(b"".join([pack(command) for command in commands]))
+    return len(commands)
+
+
+def receive(connection: Any, count: int) -> list[Any]:
+    """Read the replies to what was sent; see ``exchange``."""
+    # Not over redis-py's parser, which takes 3 µs for each reply, a MULTI's QUEUED too. All replies are read, so that
+    # nothing is left over between two exchanges, and either may go first.
+    socket: Any = connection._sock
     errors, replies = list[Exception](), list[Any]()
 
     def refused(text: str) -> Exception:
@@ -140,7 +151,7 @@ def exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
         return errors[-1]
 
     reader = _Reader(protocolError=InvalidResponse, replyError=refused)
-    while len(replies) < len(commands):
+    while len(replies) < count:
         if not (chunk := socket.recv(CHUNK)):
             raise RedisConnectionError("the server has closed the connection")
         reader.feed(chunk)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from smqueue.roundtrip import Steps
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Bell(Protocol):
@@ -36,6 +37,18 @@ class Bell(Protocol):
         ...
 
 
+class Started(Protocol[T_co]):
+    """A protocol under way: what it asks for first may have been sent."""
+
+    def result(self) -> T_co:
+        """Read the reply, and go on to the end; raises as ``Driver.run``."""
+        ...
+
+    def abandon(self) -> None:
+        """Do not go on, unless it has come to its end; whether what was sent is applied is not known."""
+        ...
+
+
 class Driver(Protocol):
     """Runs protocols, one at a time per thread."""
 
@@ -54,6 +67,10 @@ class Driver(Protocol):
         """
         ...
 
+    def start(self, steps: Steps[T]) -> Started[T]:
+        """Begin a protocol: if it asks for a script first, that is sent, and the server works while the caller does."""
+        ...
+
     def command(self, *args: Any) -> Any:
         """One command outside of any protocol, for looks that need none."""
         ...
@@ -65,3 +82,18 @@ class Driver(Protocol):
     def close(self) -> None:
         """Close all connections."""
         ...
+
+
+class Later(Generic[T]):
+    """A protocol that is run when its result is asked for."""
+
+    def __init__(self, driver: Driver, steps: Steps[T]) -> None:
+        self._driver, self._steps = driver, steps
+
+    def result(self) -> T:
+        """Run it."""
+        return self._driver.run(self._steps)
+
+    def abandon(self) -> None:
+        """Do not run it."""
+        self._steps.close()

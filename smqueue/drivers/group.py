@@ -43,16 +43,7 @@ def group(protocols: Iterable[Steps[T]], budget_s: float = float("inf")) -> Step
         looking = [(run, run.request) for run in live if isinstance(run.request, Read)]
         ready = [(run, run.request) for run in live if isinstance(run.request, Commit)]
         calling = [(run, run.request) for run in live if isinstance(run.request, Call)]
-        if calling:  # first: what commits drops every WATCH
-            joined = list(_joined(calling))
-            replies = yield from _ask(Calls(tuple([call for call, _ in joined])))
-            lost = isinstance(replies, Exception)
-            for (call, told), reply in zip(joined, [replies] * len(joined) if lost else replies, strict=True):
-                for at, run in enumerate(told):
-                    run.answer([reply[at]] if call.own and isinstance(reply, list) else reply)
-            if lost or any(call.commits for _, call in calling):
-                _look_again(ready)
-        elif looking:
+        if looking and (not calling or any(run.watched for run in live)):
             watch = dict.fromkeys(key for _, look in looking for key in look.watch)
             commands = dict.fromkeys(command for _, look in looking for command in look.commands)  # TIME but once
             replies = yield from _ask(Read(tuple(watch), tuple(commands)))
@@ -76,10 +67,19 @@ def group(protocols: Iterable[Steps[T]], budget_s: float = float("inf")) -> Step
                 run.answer(None)
                 while run.request is not None:
                     run.answer((yield from _ask(run.request)))
-        else:
+        else:  # scripts before the first look: those that commit drop every WATCH, as an EXEC does
             for run in live:
                 if isinstance(run.request, Pause):
                     run.answer(None)  # the others' work is pause enough
+            if calling:
+                joined = list(_joined(calling))
+                replies = yield from _ask(Calls(tuple([call for call, _ in joined])))
+                lost = isinstance(replies, Exception)
+                for (call, told), reply in zip(joined, [replies] * len(joined) if lost else replies, strict=True):
+                    for at, run in enumerate(told):
+                        run.answer([reply[at]] if call.own and isinstance(reply, list) else reply)
+                if lost or any(call.commits for _, call in calling):
+                    _look_again(ready)
     return runs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -100,6 +101,8 @@ class Due(NamedTuple):
     unreadable: list[Unreadable]
     other: list[str]
     """Entries that are no machine's: ``~requests``, ``~cancel:<op>``."""
+    read_s: float
+    """When its reply was read, by the clock for short times, s."""
 
 
 def claim(keys: Keys, instances: Instances, count: int, schedule: str | None = None, token: str = "") -> Steps[Due]:
@@ -145,7 +148,7 @@ def pump(keys: Keys, hosted: bool, caller: str = "") -> Steps[Watch]:
 
 def _due(instances: Instances, reply: Any, count: int) -> Due:
     found = int(reply[1])
-    due = Due(int(reply[0]), found, found >= count, bool(reply[2]), [], [], [], [], [])
+    due = Due(int(reply[0]), found, found >= count, bool(reply[2]), [], [], [], [], [], time.perf_counter())
     for row in reply[3]:
         if len(row) == 1:
             due.other.append(text(row[0]))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from smqueue.drivers.driver import Later, Started
 from smqueue.errors import NothingHappens, StoreRefused, StoreUnavailable
 from smqueue.roundtrip import Arg, Call, Calls, Commit, LostReply, Pause, Read, RoundTrip, Run, Steps
 from smqueue.testing.store import Store
@@ -138,6 +139,10 @@ class Memory:
         if isinstance(run.error, LostReply):
             raise StoreUnavailable(URL, "no answer") from None
         return run.result()
+
+    def start(self, steps: Steps[T]) -> Started[T]:
+        """Begin a protocol, which goes on when its result is asked for."""
+        return Later(self, steps)
 
     def command(self, *args: Arg) -> Any:
         """One command outside of any protocol."""

@@ -13,7 +13,7 @@ from smqueue import Module, Retry, State, StateMachine, Transaction, now
 from smqueue.drain import Drain
 from smqueue.embedded import EmbeddedServer
 from smqueue.errors import UndecodableRecord
-from smqueue.protocols.claim import claim
+from smqueue.protocols.claim import Due, claim
 from tests.apps.faulty import Asking, Bad, Bound, Fine, Trying, faulty, fixed, word
 from tests.apps.wiring import environment
 from tests.inprocess import Local, Play
@@ -76,7 +76,7 @@ def test_the_error_is_shown_from_the_first_failure_on(local: Local) -> None:
     local.add("bad", Trying(1))
     local.executor.signal("bad", word, "raise")
     drain = Drain(local.driver, local.keys(), local.instances, local.engine.leases, local.sent)
-    drain._commit(claimed(local), watched=False)
+    drain._handle(Due(0, 1, False, False, claimed(local), [], [], [], [], 0.0))
     found = local.explained("bad")
     assert (found.status, found.attempts, found.last_error) == ("decided", 1, "ValueError: broken on purpose")
 

@@ -17,7 +17,7 @@ from greenlet import getcurrent, greenlet
 from smqueue import Executor
 from smqueue.deployment import Deployment, Settings
 from smqueue.drain import Drain
-from smqueue.drivers.driver import Driver
+from smqueue.drivers.driver import Driver, Later
 from smqueue.errors import StoreUnavailable
 from smqueue.instances import Instance, Instances
 from smqueue.keys import Keys
@@ -111,6 +111,9 @@ class Asking:
         if isinstance(run.error, LostReply):
             raise StoreUnavailable(self.url, "no answer") from None
         return run.result()
+
+    def start(self, steps: Any) -> Any:
+        return Later(self, steps)
 
     def _each(self, calls: Sequence[Call]) -> Any:
         """Scripts of one write are atomic each, not together: others may come between them, or their sender die."""

@@ -10,6 +10,7 @@ from smqueue.errors import CancelUnfinished, OperationFinished, StateAlreadyExis
 from smqueue.keys import new_id
 from smqueue.protocols import claim, requests, retention, runs
 from smqueue.protocols.cancel import begin
+from smqueue.protocols.claim import Due
 from smqueue.records import Machine
 from smqueue.testing.memory import Memory
 from smqueue.testing.store import Store
@@ -100,7 +101,7 @@ def stopped_second(p: Process) -> Any:
 def _stopped(p: Process, which: int) -> Any:
     claims = p.notes.get("claims", [])
     if which < len(claims):
-        return p.drain._commit([claims[which]], False)
+        return p.drain._handle(Due(0, 1, False, False, [claims[which]], [], [], [], [], 0.0))
     return None
 
 
