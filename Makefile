@@ -10,6 +10,9 @@ SEED ?= 1
 FSYNC ?= always
 RUNS ?= 1000000
 
+# The suite starts hundreds of processes: without bytecode on disk each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: contract help venv demo test check docs chaos fuzz bench
 
