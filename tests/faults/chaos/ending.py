@@ -68,13 +68,22 @@ class Ending:
         self._logs()
 
     def _await_ended(self, client: Any) -> None:
-        """Until no operation is active, or nothing has ended for long."""
-        key = self.executor.deployment.all_keys()[0].operations
-        least, since = client.zcard(key), time.monotonic()
-        while (active := client.zcard(key)) and time.monotonic() - since < STALLED_S:
-            if active < least:
-                least, since = active, time.monotonic()
-            self.tell(f"{active} operations are active; nothing has ended for {time.monotonic() - since:.0f} s")
+        """Until no operation is active and nothing is scheduled, or nothing has ended for long.
+
+        What the last commits asked for is done at once, and its entry goes when a worker looks, 4 s later.
+        """
+        keys = self.executor.deployment.all_keys()[0]
+
+        def left() -> tuple[int, int]:
+            return client.zcard(keys.operations), client.zcard(keys.schedule)
+
+        least, since = left(), time.monotonic()
+        while any(there := left()) and time.monotonic() - since < STALLED_S:
+            if there < least:
+                least, since = there, time.monotonic()
+            active, due = there
+            told = f"{active} operations are active, {due} entries scheduled"
+            self.tell(f"{told}; nothing has ended for {time.monotonic() - since:.0f} s")
             time.sleep(0.1)
 
     def _compare(self, client: Any) -> None:

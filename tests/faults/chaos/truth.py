@@ -123,11 +123,14 @@ class Truth:
         """
         prefix, kept = self._keys.prefix, {self._keys.inbox(op, "", "").rstrip(":") for op in early}
         found = (key.decode() for key in self._client.scan_iter(f"{prefix}*", 1000))
-        return [
+        said = [
             f"left: {key}"
             for key in found
             if key.removeprefix(prefix).partition(":")[0] in LEFT and key.rsplit(":", 2)[0] not in kept
         ]
+        for key in (self._keys.schedule, self._keys.hosted):
+            said += [f"left in {key}: {entry.decode()}" for entry in self._client.zrange(key, 0, -1)]
+        return said
 
 
 def judge(one: Fed, counted: Counter[str], history: list[Update], active: bool) -> Found:
