@@ -64,6 +64,8 @@ class Host:
     def __init__(self, engine: Engine, capacity: int, wake: Callable[[], None]) -> None:
         self._engine, self._capacity, self._wake = engine, capacity, wake
         self._wakers = {keys.wake for keys in engine.executor.deployment.all_keys()}
+        self._token = new_id()
+        """One for all claims: what this process holds it can claim again, and it is the same lease."""
         self._hosted: dict[str, Hosted] = {}
         self._listeners: dict[str, dict[str, Hosted]] = {}
         self._loop = asyncio.new_event_loop()
@@ -102,14 +104,13 @@ class Host:
         """Take over what is due; called by the pump's thread. Returns whether there may be more."""
         if (room := min(CLAIM, self.room)) <= 0:
             return False
-        token = new_id()
-        due = self._engine.driver.run(claim(keys, self._engine.instances, room, keys.hosted, token))
+        due = self._engine.driver.run(claim(keys, self._engine.instances, room, keys.hosted, self._token))
         for one in due.unreadable:
             log.warning("a trigger cannot be hosted here: %s", one.error)
         found: list[Hosted] = []
         for armed in due.triggers:
             try:
-                found += self._host(keys, armed, token, due.watched)
+                found += self._host(keys, armed, due.watched)
             except Exception as error:  # contexts and dynamic transitions are the user's code; its lease runs out
                 what = (armed.trigger, armed.machine.op, error)
                 log.warning("trigger %s of operation %s is not hosted: %s", *what, extra=about_machine(armed))
@@ -146,18 +147,19 @@ class Host:
             await asyncio.wait(others)
         self._loop.stop()
 
-    def _host(self, keys: Keys, armed: Armed, token: str, watched: bool) -> list[Hosted]:
+    def _host(self, keys: Keys, armed: Armed, watched: bool) -> list[Hosted]:
         handler = self._engine.instances.handlers(armed.placed).get(armed.trigger)
         if handler is None:
             return []
-        attempt = Attempt(self._engine, keys, armed, handler, token, watched)
-        return [Hosted(attempt, Lease(keys, keys.hosted, armed.entry, token))]
+        attempt = Attempt(self._engine, keys, armed, handler, self._token, watched)
+        return [Hosted(attempt, Lease(keys, keys.hosted, armed.entry, self._token))]
 
     def _begin(self, found: list[Hosted]) -> None:
         assert self._channels is not None
         heard: list[Lease] = []
         for one in found:
-            self._end(one.lease.entry)
+            if one.lease.entry in self._hosted:  # it was not renewed in time, and nobody else has taken it: it goes on
+                continue
             self._hosted[one.lease.entry] = one
             trigger: Any = one.attempt.handler.trigger
             if isinstance(trigger, Wait):
@@ -271,7 +273,7 @@ class Host:
 
     def _drop(self, lease: Lease) -> None:
         one = self._hosted.get(lease.entry)
-        if one is not None and one.lease == lease:  # it may be hosted here again, under another token
+        if one is not None:
             self._end(lease.entry)
 
     def _end(self, entry: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import psutil
 import pytest
 from celery import Celery
 
-from smqueue import Executor, ExecutorBuilder, StateMachine
+from smqueue import Executor, ExecutorBuilder, SignalFor, StateMachine
 from smqueue.embedded import EmbeddedServer
 from tests.apps import hosting, shop
 from tests.shopping import Shop, stops_cleanly
@@ -58,11 +60,38 @@ def test_ten_thousand_coroutines_pending(world: Shop) -> None:
         growth = process.memory_info().rss - before
         print(f"{PENDING} pending coroutines: {growth / 2**20:.1f} MiB, {growth / PENDING:.0f} bytes each")
         assert growth < LARGEST_GROWTH
-        for op in ids:
-            executor.signal(op, hosting.free)
+        executor.signal_many([SignalFor(op, hosting.free) for op in ids])
         wait_until(lambda: len(_noted(world, "cancelled", worker)) == PENDING, "all are cancelled", timeout_s=120)
         wait_until(lambda: world.redis.get(world.keys.data("hosting", "freed")) == b"%d" % PENDING, "all have moved")
         assert sorted(_noted(world, "started", worker)) == sorted({"first", *ids}), "none was started twice"
+
+
+def test_who_was_stopped_past_the_lease_keeps_what_nobody_has_taken(world: Shop) -> None:
+    """A process that could not renew in time, and is the only one, does not start its coroutines anew."""
+    executor = _hosting(world)
+    ids = [f"op{n}" for n in range(20)]
+    with running(worker := world.worker("-P", "solo", app="tests.apps.hosting")):
+        worker.wait_ready()
+        for n, op in enumerate(ids):
+            executor.add_state_machines([StateMachine(op, hosting.Pending(n))])
+        wait_until(lambda: len(_noted(world, "started", worker)) == len(ids), "all are pending")
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        wait_until(lambda: _held_ms(world) < 0, "all leases are over")
+        os.kill(worker.process.pid, signal.SIGCONT)
+        wait_until(lambda: _held_ms(world) > 0, "it holds them again")
+        for op in ids:
+            executor.signal(op, hosting.free)
+        for op in ids:
+            executor.await_operation(op, 30)
+        wait_until(lambda: len(_noted(world, "cancelled", worker)) == len(ids), "all are cancelled")
+        assert sorted(_noted(world, "started", worker)) == sorted(ids), "none was started twice"
+
+
+def _held_ms(world: Shop) -> float:
+    """For how long all that is hosted is held, by the server's clock; less than nothing when the last lease is over."""
+    seconds, micros = world.redis.time()
+    scores = [score for _, score in world.redis.zrange(world.keys.hosted, 0, -1, withscores=True)]
+    return min(scores) - (seconds * 1_000 + micros / 1_000)
 
 
 def test_coroutines_of_a_killed_process_start_elsewhere(world: Shop) -> None:
