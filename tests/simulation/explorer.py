@@ -5,13 +5,14 @@ before its reply; ``lose`` and ``lose+``, the same for a reply that is lost whil
 by the process and applied later. After the last reply is before the next request.
 
 Two reductions keep this feasible, and leave out nothing that could be told apart: sleep sets (two steps that touch no
-common key are tried in one order only), and states seen before (the store, and what each process has been told).
+common key are tried in one order only), and states seen before (the store, and what each process has been told). What
+was once asked of a store in some state is not asked again: its reply, and the state that it led to, are known.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,10 +25,13 @@ from tests.simulation.processes import KEYS, NOTHING, Actor, Ghost, Live, Point,
 Choice = tuple[int, str]
 LOG = KEYS.data("m", "log")
 UNWATCH = Read((), (("UNWATCH",),))
+TOLD = {"go": "go", "die": "die", "die+": "die", "lose": "lose", "lose+": "lose", "late": "lose"}
+"""What the process itself can tell apart: it does not learn whether its request was applied."""
 LONGEST = 500
 """Steps of one schedule: the longest that ends has fewer than half as many."""
 Did = tuple[frozenset[str], frozenset[str]]
 """Keys that a step has looked at, and that it has changed."""
+NOTHING_DONE: Did = (frozenset(), frozenset())
 
 
 class Violated(AssertionError):
@@ -51,6 +55,30 @@ class Kept(NamedTuple):
     hash: int
 
 
+class Held(NamedTuple):
+    """All that a store holds; never changed, for it is shared by all nodes where it was so."""
+
+    kept: dict[str, Kept]
+    total: int
+    """The hash of the keys."""
+    now_us: int
+
+    @property
+    def hash(self) -> int:
+        """Of keys and clock."""
+        return self.total ^ hash(self.now_us)
+
+
+class Trip(NamedTuple):
+    """What a request has come to: its reply, what it looked at and changed, and what there was then."""
+
+    reply: Any
+    did: Did
+    held: Held
+    watched: frozenset[str]
+    dirty: bool
+
+
 class Place(NamedTuple):
     """Where a process stands, for going back to."""
 
@@ -65,15 +93,13 @@ class Frame:
 
     choices: list[Choice]
     sleep: dict[Choice, Did]
-    kept: dict[str, Kept]
-    total: int
-    now_us: int
+    held: Held
     places: list[Place]
     ghosts: list[tuple[frozenset[str], bool, RoundTrip] | None]
     faults: int
     timeline: tuple[Any, ...]
     at: int = 0
-    did: Did = (frozenset(), frozenset())
+    did: Did = NOTHING_DONE
 
 
 @dataclass
@@ -98,6 +124,10 @@ class World:
     timeline: tuple[Any, ...] = ()
     """Which process ended, in order, and how many handlers of the operation had committed by then; noted where one
     pauses, for then it matters what comes after its return."""
+    held: int = 0
+    """The hash of what the store holds at the end."""
+    healed: dict[int, Any] = field(default_factory=dict[int, Any])
+    """What has become of that when only time went on, by its hash: of each end of one exploration."""
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -126,10 +156,13 @@ class Explorer:
         self._store, self._stage, self._actors, self._most = store, stage, actors, most
         self._faults, self._check, self._finish = faults, check, finish
         self.count: Counter[str] = Counter()
-        self._kept: dict[str, Kept] = {}
-        self._total = 0
+        self._held = self._real = Held({}, 0, 0)
+        """What the schedule has led to; and what the store has, which follows only when somebody looks into it."""
+        self._trips: dict[tuple[int, bool, frozenset[str], int], Trip] = {}
+        self._digests: dict[int, int] = {}
         self._checked: set[int] = set()
         self._ended: set[int] = set()
+        self._healed: dict[int, Any] = {}
         self._points: dict[tuple[int, int], Point] = {}
         self._live: list[Live | None] = [None for _ in actors]
         self._timed = any(getattr(actor, "__name__", "") == "pause" for actor in actors)
@@ -209,25 +242,22 @@ class Explorer:
 
     def _take(self, world: World, choice: Choice) -> Did:
         index, how = choice
-        store = world.store
-        store.looked, store.changed = set(), set()
         self.count["steps"] += 1
-        if index >= len(world.tasks):
-            ghost = world.ghosts[index - len(world.tasks)]
-            assert ghost is not None
-            ghost.connection.trip(ghost.request)
-            ghost.connection.close()
-            world.ghosts[index - len(world.tasks)] = None
-        else:
-            self._step(world, world.tasks[index], index, how)
-        for key in store.changed:
-            self._keep(store, key)
-        return frozenset(store.looked), frozenset(store.changed)
+        if index < len(world.tasks):
+            return self._step(world, world.tasks[index], index, how)
+        ghost = world.ghosts[index - len(world.tasks)]
+        assert ghost is not None
+        done = self._trip(ghost.connection, ghost.request)
+        ghost.connection.close()
+        world.ghosts[index - len(world.tasks)] = None
+        return done.did
 
-    def _step(self, world: World, task: Task, index: int, how: str) -> None:
+    def _step(self, world: World, task: Task, index: int, how: str) -> Did:
         request = task.point.request
         assert request is not None
-        reply = task.connection.trip(request) if how in {"go", "die+", "lose+"} else None
+        reply, (looked, changed) = None, NOTHING_DONE
+        if how in {"go", "die+", "lose+"}:
+            reply, (looked, changed), *_ = self._trip(task.connection, request)
         if how != "go":
             world.faults += 1
             if how == "late":
@@ -236,19 +266,49 @@ class Explorer:
             task.connection.reset()
         elif request == UNWATCH:
             task.connection.reset()
-        task.told = task.told.then(how, reply if how == "go" else None)
+        task.told = task.told.then(TOLD[how], reply if how == "go" else None)
         task.point = self._point(index, task.told)
-        if task.point.request is None:
-            if self._timed:
-                world.store.looked.add(LOG)  # it returns: what has committed by then its caller may see
-            if self._timed:
-                world.timeline = (*world.timeline, (index, _committed(world)))
+        if task.point.request is None and self._timed:
+            looked |= {LOG}  # it returns: what has committed by then its caller may see
+            world.timeline = (*world.timeline, (index, _committed(self._held)))
+        return looked, changed
+
+    def _trip(self, connection: Connection, request: RoundTrip) -> Trip:
+        """Ask the store, unless it is known what comes of that."""
+        asked = (self._held.hash, connection.dirty, frozenset(connection.watched), self._digest(request))
+        if (done := self._trips.get(asked)) is None:
+            done = self._trips[asked] = self._ask(connection, request)
+        else:
+            for key in done.did[1]:
+                for tell in self._store.watchers:
+                    tell(key)
+            connection.watched, connection.dirty = set(done.watched), done.dirty
+        self._held = done.held
+        return done
+
+    def _ask(self, connection: Connection, request: RoundTrip) -> Trip:
+        store = self._now()
+        store.looked, store.changed = set(), set()
+        reply = connection.trip(request)
+        did = frozenset(store.looked), frozenset(store.changed)
+        self._real = held = _held(store, self._held, did[1])
+        return Trip(reply, did, held, frozenset(connection.watched), connection.dirty)
+
+    def _digest(self, request: RoundTrip) -> int:
+        """Of a request, each of which some point keeps."""
+        if (known := self._digests.get(id(request))) is None:
+            known = self._digests[id(request)] = hash(repr(request))
+        return known
 
     def _point(self, index: int, told: Told) -> Point:
         """What a process does once told something. Being told the same it does the same, so it is asked but once."""
         key = (index, told.digest)
         if (known := self._points.get(key)) is not None:
             return known
+        if told.how == "die":
+            assert told.before is not None
+            killed = self._points[key] = self._points[index, told.before.digest].killed()
+            return killed
         live = self._live[index]
         if live is None or live.told is not told.before:
             if live is not None:
@@ -263,25 +323,25 @@ class Explorer:
         return self._points[key]
 
     def _look(self, world: World) -> None:
-        key = self._store_hash(world.store)
-        if key not in self._checked:
+        if (key := self._held.hash) not in self._checked:
             self._checked.add(key)
+            self._now()
             self._check(world)
 
     def _end(self, world: World) -> None:
         ends = tuple(repr(task.point) for task in world.tasks)
-        key = hash((self._store_hash(world.store), ends, world.timeline))
+        key = hash((self._held.hash, ends, world.timeline))
         if key not in self._ended:
             self._ended.add(key)
+            self._now()
+            world.held, world.healed = self._held.hash, self._healed
             self._finish(world)
 
     # --- going back ----------------------------------------------------------------------------------------------
 
     def _begin(self) -> World:
         self._store.restore(self._stage.snapshot)
-        self._kept, self._total = {}, 0
-        for key in self._store.data:
-            self._keep(self._store, key)
+        self._held = self._real = _held(self._store, Held({}, 0, 0), self._store.data)
         world = World(self._store, self._actors, self._stage)
         for n in range(len(self._actors)):
             world.tasks.append(Task(NOTHING, self._point(n, NOTHING), Connection(self._store)))
@@ -291,12 +351,11 @@ class Explorer:
     def _frame(self, world: World, choices: list[Choice], sleep: dict[Choice, Did]) -> Frame:
         places = [Place(t.told, frozenset(t.connection.watched), t.connection.dirty) for t in world.tasks]
         ghosts = [(frozenset(g.connection.watched), g.connection.dirty, g.request) if g else None for g in world.ghosts]
-        kept, now_us = dict(self._kept), self._store.now_us
-        return Frame(choices, sleep, kept, self._total, now_us, places, ghosts, world.faults, world.timeline)
+        return Frame(choices, sleep, self._held, places, ghosts, world.faults, world.timeline)
 
     def _again(self, frame: Frame) -> World:
         """The world as it was at a node."""
-        self._go_back(frame)
+        self._held = frame.held
         world = World(self._store, self._actors, self._stage, faults=frame.faults, timeline=frame.timeline)
         for n, place in enumerate(frame.places):
             connection = self._connection(place.watched, place.dirty)
@@ -305,32 +364,22 @@ class Explorer:
             world.ghosts.append(None if kept is None else Ghost(self._connection(*kept[:2]), kept[2]))
         return world
 
-    def _go_back(self, frame: Frame) -> None:
-        """The store as it was; only what differs is written."""
-        store, now, then = self._store, self._kept, frame.kept
-        for key in [key for key in now if key not in then]:
-            del store.data[key]
-            store.expires.pop(key, None)
-        for key, kept in then.items():
-            if now.get(key) is not kept:
-                store.data[key] = kept.value if isinstance(kept.value, bytes) else copied(kept.value)
+    def _now(self) -> Store:
+        """The store as it is by now; only what differs is written."""
+        store, was, there = self._store, self._real.kept, self._held.kept
+        if was is not there:
+            for key in [key for key in was if key not in there]:
+                del store.data[key]
                 store.expires.pop(key, None)
-                if kept.expires is not None:
-                    store.expires[key] = kept.expires
-        self._kept, self._total, store.now_us = dict(then), frame.total, frame.now_us
-
-    def _keep(self, store: Store, key: str) -> None:
-        """Note what a key holds now."""
-        if (before := self._kept.pop(key, None)) is not None:
-            self._total ^= before.hash
-        value = store.data.get(key)
-        if value is not None:
-            expires = store.expires.get(key)
-            kept = Kept(
-                value if isinstance(value, bytes) else copied(value), expires, hash((key, repr(value), expires))
-            )
-            self._kept[key] = kept
-            self._total ^= kept.hash
+            for key, kept in there.items():
+                if was.get(key) is not kept:
+                    store.data[key] = kept.value if isinstance(kept.value, bytes) else copied(kept.value)
+                    store.expires.pop(key, None)
+                    if kept.expires is not None:
+                        store.expires[key] = kept.expires
+        store.now_us = self._held.now_us
+        self._real = self._held
+        return store
 
     def _connection(self, watched: frozenset[str], dirty: bool) -> Connection:
         connection = Connection(self._store)
@@ -339,13 +388,10 @@ class Explorer:
 
     # --- telling states apart ------------------------------------------------------------------------------------
 
-    def _store_hash(self, store: Store) -> int:
-        return self._total ^ hash(store.now_us)
-
     def _key(self, world: World) -> int:
         tasks = tuple((task.told.digest, task.connection.dirty) for task in world.tasks)
-        ghosts = tuple((repr(g.request), g.connection.dirty) if g else None for g in world.ghosts)
-        return hash((self._store_hash(world.store), tasks, ghosts, world.faults, world.timeline))
+        ghosts = tuple((self._digest(g.request), g.connection.dirty) if g else None for g in world.ghosts)
+        return hash((self._held.hash, tasks, ghosts, world.faults, world.timeline))
 
     def _violated(self, error: Exception, path: list[Frame]) -> Violated:
         what = str(error) if isinstance(error, Violated) else f"{type(error).__name__}: {error}"
@@ -362,8 +408,21 @@ class Explorer:
         return "\n".join(lines)
 
 
-def _committed(world: World) -> int:
-    log: Any = world.store.data.get(LOG, ())
+def _held(store: Store, before: Held, changed: Iterable[str]) -> Held:
+    """What a store holds now, after a change of some keys."""
+    kept, total = dict(before.kept), before.total
+    for key in changed:
+        if (was := kept.pop(key, None)) is not None:
+            total ^= was.hash
+        if (value := store.data.get(key)) is not None:
+            expires, same = store.expires.get(key), isinstance(value, bytes)
+            kept[key] = now = Kept(value if same else copied(value), expires, hash((key, repr(value), expires)))
+            total ^= now.hash
+    return Held(kept, total, store.now_us)
+
+
+def _committed(held: Held) -> int:
+    log: Any = held.kept[LOG].value if LOG in held.kept else ()
     return sum(line.startswith(b"o ") for line in log)
 
 

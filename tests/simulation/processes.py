@@ -159,10 +159,9 @@ class Point(NamedTuple):
     tasks: tuple[Any, ...] = ()
     hints: int = 0
 
-    @property
-    def killed(self) -> bool:
-        """Whether the process was killed."""
-        return isinstance(self.error, Killed)
+    def killed(self) -> Point:
+        """How it ends when it is killed here."""
+        return Point(None, error=Killed(), tasks=self.tasks, hints=self.hints)
 
 
 class Live:
@@ -182,17 +181,9 @@ class Live:
         return getcurrent().parent.switch(request)
 
     def tell(self, told: Told) -> Point:
-        """Go on with a reply. A process that was killed goes no further."""
+        """Go on with a reply, or without one when it was lost."""
         self.told = told
-        if told.how == "go":
-            self.point = self._go(told.reply)
-        elif told.how.startswith("die"):
-            self.close()
-            self.point = Point(
-                None, error=Killed(), tasks=tuple(self._process.sent.tasks), hints=self._process.sent.hints
-            )
-        else:
-            self.point = self._go(LostReply())
+        self.point = self._go(told.reply if told.how == "go" else LostReply())
         return self.point
 
     def close(self) -> None:
@@ -214,9 +205,9 @@ class Live:
             request = self._green.switch(value)
         finally:
             _running = before
-        if not self._green.dead:
-            return Point(request)
         sent = self._process.sent
+        if not self._green.dead:
+            return Point(request, tasks=tuple(sent.tasks), hints=sent.hints)
         return Point(None, self._result, self._error, tuple(sent.tasks), sent.hints)
 
 
