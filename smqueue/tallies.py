@@ -89,6 +89,7 @@ class Tallies:
     def forget(self) -> None:
         """A process that was forked begins at zero: what it has inherited is its parent's to tell."""
         self._lock, self._thread = threading.Lock(), None
+        self._telling = threading.Lock()
         self._series: dict[tuple[str, ...], list[int]] = {}
         self._sizes = defaultdict[tuple[str, ...], int](int)
         self._tallies: dict[str, Tally] = {}
@@ -191,15 +192,16 @@ class Tallies:
             self.flush()
 
     def flush(self) -> None:
-        """Add what was counted since the last time to Redis; what Redis does not take is lost."""
+        """Add what was counted until now to Redis; what Redis does not take is lost."""
         if self._driver is None or self._keys is None:
             return
-        taken = self._taken()
-        for at in range(0, len(taken), TOGETHER):
-            try:
-                self._driver.run(_add(self._keys.tallies, taken[at : at + TOGETHER]))
-            except SmqueueError as error:  # not again: it may have been applied; that Redis is away the pump says
-                log.debug("statistics of some seconds are lost: %s", error)
+        with self._telling:  # a process that ends waits for what its thread is adding
+            taken = self._taken()
+            for at in range(0, len(taken), TOGETHER):
+                try:
+                    self._driver.run(_add(self._keys.tallies, taken[at : at + TOGETHER]))
+                except SmqueueError as error:  # not again: it may have been applied; that Redis is away the pump says
+                    log.debug("statistics of some seconds are lost: %s", error)
 
     def _taken(self) -> list[Taken]:
         with self._lock:

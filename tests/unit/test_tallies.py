@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import pytest
@@ -74,6 +75,31 @@ def test_what_may_have_been_added_is_not_added_again(deployment: Deployment, red
         tallies.count(CONFLICTS)
         tallies.flush()
     assert summed(redis_client, keys)["conflicts"] == [Series((), {"": 2})]
+
+
+def test_who_ends_waits_for_what_is_being_added(deployment: Deployment, redis_client: redis.Redis) -> None:
+    """When a flush returns, what another thread had already taken is there, too: the process may end."""
+    keys, taken, go = deployment.keys("any"), threading.Event(), threading.Event()
+
+    class Held:
+        def run(self, steps: Steps[Any]) -> Any:
+            taken.set()
+            go.wait(20)
+            return deployment.driver.run(steps)
+
+    driver: Any = Held()
+    tallies = Tallies(driver, keys)
+    tallies.count(COMMITS, "m", "moved")
+    first, last = (threading.Thread(target=tallies.flush) for _ in range(2))
+    first.start()
+    assert taken.wait(20)
+    last.start()
+    last.join(0.2)  # enough to return, if it did not wait
+    assert last.is_alive()
+    go.set()
+    last.join(20)
+    assert summed(redis_client, keys)["commits"] == [Series(("m", "moved"), {"": 1})]
+    first.join(20)
 
 
 def test_a_forked_process_begins_at_zero(deployment: Deployment, redis_client: redis.Redis) -> None:
