@@ -162,8 +162,12 @@ def used(monitor: Monitor, db: int) -> set[str]:
     return {one.name for one in monitor.asked if one.db == db}
 
 
-async def from_a_loop(client: AsyncClient) -> None:
+async def from_a_loop(client: AsyncClient, admin: redis.Redis) -> None:
     """What a client does for event loops; it listens to one operation no more while it listens to another."""
+
+    def listened() -> bool:
+        return bool(admin.pubsub_shardchannels("*:never"))  # type: ignore[no-untyped-call]
+
     machine = {"operation_id": "loop", "module": "orders", "type": "Packing", "state": {"order_id": "x"}}
     async with client, client.subscribe("loop", timeout=30) as updates:
         await client.add([machine])
@@ -172,6 +176,10 @@ async def from_a_loop(client: AsyncClient) -> None:
         await client.await_operation("loop", 30)
         with pytest.raises(AwaitTimeout):
             await client.await_operation("never", 0.1)
+        waits = asyncio.create_task(client.await_operation("never", 30))
+        await asyncio.to_thread(wait_until, listened, "it listens")
+        waits.cancel()
+        await asyncio.to_thread(wait_until, lambda: not listened(), "it listens no more")
         await client.await_operation("client", 30)
 
 
@@ -191,7 +199,7 @@ def test_a_whole_life_under_least_privilege(guarded: Guarded, tmp_path: Path, mo
         client.add([{"operation_id": "client", "module": "orders", "type": "Packing", "state": {"order_id": "x"}}])
         client.signal("client", "packed", id="once")
         client.await_operation("client", 30)
-        asyncio.run(from_a_loop(AsyncClient(guarded.state, NAMESPACE)))
+        asyncio.run(from_a_loop(AsyncClient(guarded.state, NAMESPACE), guarded.admin))
         monkeypatch.setenv("SMQUEUE_URL", guarded.state)
         monkeypatch.setenv("SMQUEUE_NAMESPACE", NAMESPACE)
         watchers = world.executor.deployment.keys("gone").watchers("gone")
