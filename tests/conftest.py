@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import uuid
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -108,7 +109,12 @@ def unlisted_keys(namespace: str, keys: list[bytes]) -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Switch on the rule about skips where it applies."""
+    """Switch on the rule about skips where it applies; and let Ctrl-C end what tests start, whoever has started them.
+
+    Shells start what they put into the background with SIGINT ignored, and that is inherited.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("CI"):
         config.pluginmanager.register(NoSkips(), "no-skips")
 
