@@ -31,6 +31,9 @@ SOCKET_PATH_LIMIT = 103
 """Bytes. The kernel's limit is 107 on Linux and 103 on macOS; a longer path is cut off or refused."""
 
 STATE_DATABASE, BROKER_DATABASE = 0, 1
+ALLOCATOR = "glibc.malloc.tcache_count=1000:glibc.malloc.trim_threshold=268435456"
+"""The server that is carried along has glibc's allocator, which is slow at what scripts do: many short strings. With
+more of them kept at hand, and nothing given back to the system meanwhile, they take a fifth less time."""
 _LOG_TAIL = 2000  # bytes
 _PLAIN = frozenset(f"{ascii_letters}{digits}/-_.,=+@~ ".encode())
 _T = TypeVar("_T")
@@ -252,6 +255,7 @@ class EmbeddedServer:
                 start_new_session=True,
                 umask=0o077,
                 cwd=self.data,
+                env={"GLIBC_TUNABLES": ALLOCATOR, **os.environ},
             )
         if self._process.stdout is not None:
             with self._process.stdout as told:

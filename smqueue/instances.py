@@ -39,6 +39,7 @@ from smqueue.keys import Keys, digest, encode
 from smqueue.modules import Module, StateType
 from smqueue.records import Field, Placed, compact, loads
 from smqueue.schemas import Codec, JsonValue, ValidationProblem, canonical
+from smqueue.schemas.sealed import is_sealed
 from smqueue.secrets import Secrets, scrubbed
 from smqueue.states import Context, State, StateMachine, check_machine, check_operation_id
 from smqueue.triggers import Signal
@@ -221,6 +222,9 @@ class Instances:
         if (size := len(spelled.encode())) > self.limit:
             raise TooLarge(f"state {state_type.name}", size, self.limit)
         prefix = f"{encode(instance.id)} {encode(state_type.name)} "
+        if not (_defaulted(state_type.cls) or self.secrets.seals(state_type.codec) or is_sealed(data)):
+            field = prefix + spelled  # it has this one form
+            return Placed(op, instance.id, state_type, state, field, digest(op, field))
         about = (op, instance.id, state_type.name)
         forms: list[JsonValue] = [data, *_without_new_fields(state_type, data)]
         stored = [one for form in forms for one in self.secrets.state(state_type.codec, form, *about)]

@@ -15,7 +15,8 @@ end
 local any_quarantined = redis.call('EXISTS', KEYS[2]) == 1
 
 local function active_of(m)
-  local op = m.op:gsub('[^%w_.~-]', function(c) return string.format('%%%02X', c:byte()) end)
+  local op = m.op
+  if op:find('[^%w_.~-]') then op = op:gsub('[^%w_.~-]', function(c) return string.format('%%%02X', c:byte()) end) end
   return cell(redis.pcall('HGET', active_prefix .. op, m.field))
 end
 

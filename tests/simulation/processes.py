@@ -5,6 +5,7 @@ What the code draws at random is drawn from its process's own counter, so that a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
@@ -252,7 +253,10 @@ def repeatable() -> Generator[None]:
     _setup.drawn = 0
     with ExitStack() as stack:
         stack.enter_context(patch("smqueue.keys.token_bytes", _bytes))
-        stack.enter_context(patch("smqueue.protocols.arming.randrange", lambda _: 0))
+        stack.enter_context(patch("smqueue.keys.DRAWN", 1))
+        stack.enter_context(patch("smqueue.keys._drawn", deque()))
+        for place in ("arming", "begin", "move"):
+            stack.enter_context(patch(f"smqueue.protocols.{place}.randrange", lambda _: 0))
         stack.enter_context(patch("smqueue.roundtrip.uniform", lambda *_: 0.0))
         stack.enter_context(patch("smqueue.retry.random.uniform", lambda low, high: high))
         for place in ("smqueue.drivers.group", "smqueue.drain", "smqueue.cancelling"):
