@@ -31,7 +31,7 @@ from smqueue.logs import about, about_machine
 from smqueue.outbound import Outbound
 from smqueue.protocols import runs
 from smqueue.protocols.arming import AWAITED_AGAIN
-from smqueue.protocols.bounds import MAX_ALONE
+from smqueue.protocols.bounds import LEASE_MS, MAX_ALONE
 from smqueue.protocols.claim import Armed, Claimed, Due, Unreadable, claim, parse_row
 from smqueue.protocols.transition import Transitioned, transition
 from smqueue.records import kind_of
@@ -51,6 +51,8 @@ DRAIN_S = 1.0
 """A drain hands over to another message after this long, so that no task runs for long."""
 AHEAD_FROM = 16
 """From which size of a claim on the next is asked for before it is worked off: handlers that take long keep theirs."""
+LATE_S = LEASE_MS / 1000 * 0.7
+"""After this long what was claimed ahead is not worked on any more: handlers have become slow."""
 ELSEWHERE_MS = 2_000
 """When a worker that lacks a module or its version looks again; others may look sooner."""
 
@@ -108,18 +110,29 @@ class Drain:
         until, moved, hinted = time.monotonic() + DRAIN_S, 0, False
         claiming: Started[Due] | None = None
         moving: Moving | None = None
+        asked_s = 0.0
         try:
             while True:
-                due = self.driver.run(self._claim()) if claiming is None else claiming.result()
+                try:
+                    due = self.driver.run(self._claim()) if claiming is None else claiming.result()
+                except SmqueueError:  # of the next claim: what is under way has nothing to do with it
+                    if moving is not None:
+                        self._end(moving)
+                    raise
+                late = claiming is not None and time.monotonic() - asked_s > LATE_S
                 claiming = None
-                if not due.found:
-                    return moved + (self._end(moving) if moving is not None else 0)
+                if late or not due.found:  # what is read so late is somebody else's by now, or is due again
+                    moved, moving = moved + (self._end(moving) if moving is not None else 0), None
+                    if late:
+                        continue
+                    return moved
                 if due.more and not hinted:  # more than one claim: another worker may help
                     self.outbound.hint(self.keys.namespace, self.keys.shard)
                     hinted = True
-                ahead = due.more and self._batch >= AHEAD_FROM and not (due.doubtful or due.other)
+                ahead = due.more and self._batch >= AHEAD_FROM and self.driver.overlaps
+                ahead = ahead and not (due.doubtful or due.triggers or due.other)
                 if ahead and time.monotonic() < until:  # the server claims while handlers run here
-                    claiming = self.driver.start(self._claim())
+                    claiming, asked_s = self.driver.start(self._claim()), time.monotonic()
                 before, moving = moving, self._begin(due, ahead)  # and they run while it commits what came before
                 moved += self._end(before) if before is not None else 0
                 if claiming is None:
@@ -187,7 +200,11 @@ class Drain:
         limit = max((c.placed.type.module.handler_timeout.total_seconds() for c in due.machines), default=0) * 2
         leases = [self._lease(one) for one in due.machines]
         self.leases.add(leases, limit + 5)
-        return Moving(due, leases, self._send(due, due.machines, ahead) if due.machines else None)
+        try:
+            return Moving(due, leases, self._send(due, due.machines, ahead) if due.machines else None)
+        except BaseException:
+            self.leases.release(leases)
+            raise
 
     def _end(self, moving: Moving) -> int:
         """See how the commit has ended, and move those that were not in it; returns how many have moved."""

@@ -83,9 +83,9 @@ class Leases:
             now = time.monotonic()
             with self._lock:
                 self._held = {lease: held for lease, held in self._held.items() if held[0] > now}
-                lost_by = {lease: held[1] for lease, held in self._held.items()}
+                held = self._held.copy()
             groups: dict[tuple[str, str], list[Lease]] = {}
-            for lease in lost_by:
+            for lease in held:
                 groups.setdefault((lease.keys.prefix, lease.schedule), []).append(lease)
             for leases in groups.values():
                 for at in range(0, len(leases), BATCH):
@@ -94,8 +94,9 @@ class Leases:
                     try:
                         lost = set(self._driver.run(runs.renew(part[0].keys, part[0].schedule, pairs)))
                         for lease in part:
-                            tell = lost_by[lease]
-                            if lease.entry in lost and tell is not None:
+                            tell = held[lease][1]
+                            # Not of one that was given up meanwhile, and has come back.
+                            if lease.entry in lost and tell is not None and self._held.get(lease) is held[lease]:
                                 tell(lease)
                     except Exception as error:  # the next round tries again, or the lease runs out
                         log.debug("leases not renewed: %s", error)

@@ -104,7 +104,7 @@ class Producer:
         options: Any = {"machine": asked.machine or "", "signal_id": asked.id or "", "limit": instances.inbox_limit}
         span = signal_span(told.operation_id, told.signal, told.module) if trace is None else None
         header = header_of(span) if trace is None else trace
-        steps = signal(keys, told, new_id(), push=instances.push(keys), trace=header, fresh=True, **options)
+        steps = signal(keys, told, new_id(), push=instances.push(keys), trace=header, **options)
         return keys, spanning(span, steps, signalled), then
 
     def signal_many(self, signals: Iterable[SignalFor]) -> list[Delivery | SmqueueError]:

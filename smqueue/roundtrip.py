@@ -161,17 +161,17 @@ def call_each(
 
 def repeat(script: str, keys: Sequence[str], args: Sequence[Arg], parse: Callable[[Any], A], attempts: int) -> Steps[A]:
     """Run a script that recognises its own repetition; a lost reply asks again."""
-    return (yield from again(lambda _: call(script, keys, args, parse), attempts))
+    return (yield from again(lambda: call(script, keys, args, parse), attempts))
 
 
-def again(steps: Callable[[int], Steps[T]], attempts: int) -> Steps[T]:
-    """Run a protocol that recognises its own repetition, told how often it was tried; a lost reply tries again."""
-    for attempt in range(attempts - 1):
+def again(steps: Callable[[], Steps[T]], attempts: int) -> Steps[T]:
+    """Run a protocol that recognises its own repetition; a lost reply tries again."""
+    for _ in range(attempts - 1):
         try:
-            return (yield from steps(attempt))
+            return (yield from steps())
         except LostReply:
             continue
-    return (yield from steps(attempts - 1))
+    return (yield from steps())
 
 
 def answers(*commands: Command) -> Steps[list[Any]]:

@@ -9,9 +9,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
 
 from redis.exceptions import AskError, NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from smqueue.drivers.circuit import Circuit
 from smqueue.drivers.cluster import slot_of
@@ -63,7 +65,12 @@ class Blocking:
 
     def start(self, steps: Steps[T]) -> Started[T]:
         """Begin a protocol: if it asks for a script first, that is sent, and the server works while the caller does."""
-        return Later(self, steps) if self.durability == "replica" else Begun(self, steps)
+        return Begun(self, steps) if self.overlaps else Later(self, steps)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether that is worth it: not where each reply waits for a replica."""
+        return self.durability != "replica"
 
     def go_on(self, run: Run[T], line: Line) -> T:
         """Run a protocol that has begun to its end; see ``run``."""
@@ -152,7 +159,7 @@ class Blocking:
                 first: list[Command] = [("WATCH", *watch)] if watch else []
                 line.watching = line.watching or bool(watch)
                 replies = exchange(connection, [*first, *commands])
-                self._refuse(replies[: len(first)])
+                self.refuse(replies[: len(first)])
                 return replies[len(first) :]
             case Commit(commands):
                 confirm = self._confirm(line)  # of an empty one too: a verdict rests on what it has seen to hold still
@@ -160,13 +167,13 @@ class Blocking:
                 line.watching = False
                 replies = sent[len(commands) + 1]
                 if isinstance(replies, Exception):  # a command was refused: its own error says more than EXEC's
-                    self._refuse(sent)
+                    self.refuse(sent)
                 if replies is not None:
                     self._see_confirmed(sent[len(commands) + 2 :])
                 return replies
             case Call():
                 (reply,) = self._call(line, connection, [request])
-                self._refuse([reply])
+                self.refuse([reply])
                 return self.told(reply)
             case Calls(calls):
                 return [self.told(one) for one in self._call(line, connection, calls)]
@@ -198,8 +205,10 @@ class Blocking:
         count = len(calls)
         if any(call.commits for call in calls):
             line.watching = False
-            if not isinstance(replies := found[count + 1], list):
-                self._refuse(found)
+            replies = found[count + 1]
+            if not isinstance(replies, list):  # one was refused: its own error says more than EXEC's
+                self.refuse(found)
+                raise RedisConnectionError("something was watched, and has changed")
             found = [*replies, *found[count + 2 :]]
         self._see_confirmed(found[count:])
         replies = found[:count]
@@ -233,18 +242,22 @@ class Blocking:
             problem = str(replies[-1]) if isinstance(replies[-1], Exception) else f"for {REPLICA_MS / 1000:g} s"
             raise NotReplicated(shown(self.url), problem)
 
-    def _refuse(self, replies: Sequence[Any]) -> None:
+    def refuse(self, replies: Sequence[Any]) -> None:
+        """Raise the first error among replies, as one of ours."""
         for reply in replies:
             if isinstance(reply, Exception):
                 raise translated(self.url, reply)
 
 
 class Begun(Generic[T]):
-    """A protocol whose first scripts are sent when it begins; if that fails, it has lost their replies."""
+    """A protocol whose first scripts are sent when it begins.
+
+    What fails meanwhile is no error of who begins it: its protocol is told, or asks again, when the result is wanted.
+    """
 
     def __init__(self, driver: Blocking, steps: Steps[T]) -> None:
-        self._driver, self._run, self._line = driver, Run(steps), Line(driver.nodes())
-        self._sent, self._connection = 0, None
+        self._driver, self._run = driver, Run(steps)
+        self._line, self._connection, self._sent = Line(driver.nodes()), None, 0
         match self._run.request:
             case Call() as call:
                 self._calls: Sequence[Call] = (call,)
@@ -252,7 +265,8 @@ class Begun(Generic[T]):
                 self._calls = calls
             case _:
                 return
-        self._try(self._send)
+        with suppress(StoreUnavailable):  # then all of it is asked for later, which says so
+            self._try(self._send)
 
     def result(self) -> T:
         """Read the reply, and go on to the end; raises as ``Blocking.run``."""
@@ -264,10 +278,8 @@ class Begun(Generic[T]):
     def abandon(self) -> None:
         """Do not go on; what was sent may be applied."""
         if self._sent:
-            self._line.disconnect()
-            self._line.leave()
+            self._hang_up()
             self._run.steps.close()
-        self._sent = 0
 
     def _send(self) -> None:
         assert self._run.request is not None
@@ -277,16 +289,29 @@ class Begun(Generic[T]):
     def _receive(self) -> None:
         replies = self._driver.called(self._line, self._connection, self._calls, self._sent)
         told = [self._driver.told(reply) for reply in replies]
+        if isinstance(self._run.request, Call):
+            self._driver.refuse(told)
         self._run.answer(told if isinstance(self._run.request, Calls) else told[0])
 
     def _try(self, act: Callable[[], None]) -> None:
         try:
             act()
-        except (*LOST, *ELSEWHERE, ReadOnlyError, StoreRefused) as error:
-            self._sent = 0
-            self._line.disconnect()
-            self._line.leave()
-            self._run.answer(_lost(error))
+        except StoreRefused as error:
+            self._hang_up()
+            self._run.answer(error)
+        except (*LOST, *ELSEWHERE, ReadOnlyError) as error:
+            self._hang_up()
+            if isinstance(error, LOST) or isinstance(self._run.request, Calls):
+                self._run.answer(_lost(error))
+            # else it was certainly not applied, and is asked again
+        except BaseException:
+            self._hang_up()
+            raise
+
+    def _hang_up(self) -> None:
+        self._sent = 0
+        self._line.disconnect()
+        self._line.leave()
 
 
 def _lost(cause: Exception) -> LostReply:

@@ -57,6 +57,11 @@ class Driver(Protocol):
         """Where to."""
         ...
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether what ``start`` begins is under way before its result is asked for."""
+        ...
+
     def run(self, steps: Steps[T]) -> T:
         """Run a protocol to its end.
 

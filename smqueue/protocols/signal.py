@@ -46,7 +46,6 @@ def signal(
     limit: int = INBOX_LIMIT,
     push: Push | None = None,
     trace: str = "",
-    fresh: bool = False,
 ) -> Steps[Delivered | None]:
     """Record the signal for the machine that has waited longest, or keep it; 1 round trip.
 
@@ -61,7 +60,6 @@ def signal(
         limit: How many are kept.
         push: The hint, if the script is to push it.
         trace: The header of the span that sends it, if there is one.
-        fresh: The attempt was made up for this call: nobody can have tried it before.
 
     Returns:
         ``None`` when the request had been fulfilled already.
@@ -82,9 +80,8 @@ def signal(
     )  # fmt: skip
     own = (op, encode(op), payload, signal_id, machine, item, request or asked, encode(attempt))
 
-    def ask(tried: int) -> Steps[tuple[str, bool]]:
-        known = "1" if tried or not fresh else ""
-        return call_each("signal", (keys.schedule, *((push.queue,) if push else ())), args, (*own, known), _said)
+    def ask() -> Steps[tuple[str, bool]]:
+        return call_each("signal", (keys.schedule, *((push.queue,) if push else ())), args, own, _said)
 
     said, hint = yield from again(ask, RESENDS)
     match said:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from types import MemberDescriptorType
 from typing import Any, cast
 
 from marshmallow import RAISE, Schema
@@ -33,11 +34,13 @@ class Record(Strict):
     def exact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - known once its members are
         """Its class does nothing of its own, and its members are exact."""
         record: Any = self.record
-        made = getattr(record.__init__, "__code__", None)
+        made = getattr(record.__dict__.get("__init__"), "__code__", None)
         plain = record.__new__ is object.__new__ and record.__getattribute__ is object.__getattribute__
+        set_plainly = record.__dataclass_params__.frozen or record.__setattr__ is object.__setattr__
         return (
-            plain and type(record) is type and made is not None and made.co_filename == "<string>"
+            plain and set_plainly and type(record) is type and made is not None and made.co_filename == "<string>"
             and not hasattr(record, "__post_init__")
+            and not any(_sets(getattr(record, name, None)) for name in self.members)
             and all(type(member) is not Record and member.exact for member in self.members.values())
         )  # fmt: skip
 
@@ -89,6 +92,11 @@ class Record(Strict):
         for name, member in self.members.items():
             for path in member.secrets(within | {self.record}):
                 yield f"{name}.{path}" if path else name
+
+
+def _sets(attribute: object) -> bool:
+    """Whether a class attribute decides what an instance has: a descriptor, other than that of a slot."""
+    return hasattr(attribute, "__set__") and not isinstance(attribute, MemberDescriptorType)
 
 
 def build(record: type, values: Mapping[str, Any]) -> Any:

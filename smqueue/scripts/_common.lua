@@ -59,10 +59,10 @@ local function record(machine_prefix, race_prefix, schedule, entry, value, known
 end
 
 -- rouse: ring for the pump on watch, once until it looks, if something falls due before it would. As rouse in arming.py.
-local function rouse(flag, wake, delay, watch)
-  if tonumber(delay) < tonumber(watch) and redis.call('SET', flag, '1', 'NX', 'PX', watch) then
-    redis.call('PUBLISH', wake, '')
-  end
+-- put: what writes, unless redis.call.
+local function rouse(flag, wake, delay, watch, put)
+  put = put or redis.call
+  if tonumber(delay) < tonumber(watch) and put('SET', flag, '1', 'NX', 'PX', watch) then put('PUBLISH', wake, '') end
 end
 
 -- waits_from: what a machine is armed with, its JSON without braces, and when it is due; nil when a deadline has passed.

@@ -81,12 +81,13 @@ local function move(first, last)
   local torn = ''
   local function put(...)
     local reply = redis.pcall(...)
-    if type(reply) == 'table' and reply.err and torn == '' then torn = (...) .. ' ' .. reply.err end
+    if type(reply) ~= 'table' or not reply.err then return reply end
+    if torn == '' then torn = (...) .. ' ' .. reply.err end
+    return false
   end
   local entry = rec .. ':' .. arming
   put('HDEL', active, field)
-  local registered = alone and ARGV[6] == '1' and signals or 12  -- who waits for one signal alone has not
-  for at = registered, signals - 1, 2 do put('ZREM', prefix .. 'waiting:' .. about .. ARGV[at], entry .. ':' .. ARGV[at + 1]) end
+  for at = 12, signals - 1, 2 do put('ZREM', prefix .. 'waiting:' .. about .. ARGV[at], entry .. ':' .. ARGV[at + 1]) end
   put('ZREM', KEYS[1], entry)
   for at = signals, others - 1 do put('ZREM', KEYS[1], entry .. ':' .. ARGV[at]) end
   put('DEL', machine, prefix .. 'race:' .. rec)
@@ -116,7 +117,7 @@ local function move(first, last)
     end
     put('SET', prefix .. 'machine:' .. to_rec, ARGV[first + 13] .. armed .. ARGV[first + 14])
     put('ZADD', KEYS[1], due, to_rec .. ':' .. id)
-    rouse(prefix .. 'roused', prefix .. 'wake', due - now, ARGV[2])
+    rouse(prefix .. 'roused', prefix .. 'wake', due - now, ARGV[2], put)
     put('HSET', active, to_field, there)
     put('ZADD', prefix .. 'operations', 'NX', now, op)
   end
@@ -132,4 +133,16 @@ local function move(first, last)
   return {at, torn}
 end
 
-return each(others, move)
+-- permitted: whether this user may write all of it, which EXEC sees to before it applies any.
+local function permitted()
+  for _, command in ipairs({{'RPUSH', 'history:', ''}, {'HDEL', 'active:', ''}, {'ZREM', 'waiting:', ''}, {'DEL', 'race:'},
+    {'HSET', 'inactive:', '', ''}, {'SET', 'machine:', ''}, {'ZADD', 'operations', 0, ''}, {'HINCRBY', 'moves', '', 1},
+    {'XADD', 'updates', '*', '', ''}, {'SPUBLISH', 'bells', ''}, {'PUBLISH', 'wake', ''}}) do
+    command[2] = prefix .. command[2]
+    if not redis.acl_check_cmd(unpack(command)) then return false end
+  end
+  return true
+end
+
+local may = permitted()
+return each(others, function(first, last) return may and move(first, last) end)

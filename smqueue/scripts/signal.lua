@@ -4,7 +4,7 @@
 --         ids kept; the broker's database, the hint to push there, what in it stands for its id, or each ''
 --       then of each: how many follow; operation, and as part of a key; payload (JSON), user's id or '', machine wanted or '',
 --         item (JSON up to its time, its span's header first), request or '' (removed; only looked for when marker s is not
---         0), its attempt, '1' when that may have been tried before
+--         0), its attempt
 -- Returns of each {DELIVERED | BUFFERED | DUPLICATE | FINISHED | FULL | GONE (the request was done already), 1 to send a hint}
 local prefix, module, signal, name, marker_s = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[7]
 local machine_prefix, race_prefix = prefix .. 'machine:', prefix .. 'race:'
@@ -12,7 +12,7 @@ local requests = prefix .. 'requests'
 local delivered
 
 local function one(first)
-  local op, op_key, payload, id, wanted, item, request, attempt, again = unpack(ARGV, first, first + 8)
+  local op, op_key, payload, id, wanted, item, request, attempt = unpack(ARGV, first, first + 7)
   local trace = item:match('^{"trace":"([^"]+)"')
   local about = op_key .. ':' .. module .. ':' .. signal
   local waiting, inbox, seen = prefix .. 'waiting:' .. about, prefix .. 'inbox:' .. about, prefix .. 'seen:' .. op_key
@@ -21,7 +21,7 @@ local function one(first)
     if marker_s == '0' and redis.call('LREM', requests, 1, request) == 0 then return {'GONE', 0} end
     if marker_s ~= '0' and not redis.call('LPOS', requests, request) then return {'GONE', 0} end
   end
-  local before = again ~= '' and redis.call('GET', marker)
+  local before = redis.call('GET', marker)
   if before then return {before, 0} end
 
   local function machine_of(entry)
@@ -36,8 +36,7 @@ local function one(first)
       if wanted == '' or machine_of(entry) == wanted then
         local said = record(machine_prefix, race_prefix, KEYS[1], entry, payload, nil, trace)  -- first: if it fails, nothing has been written
         redis.call('ZREM', waiting, entry)  -- one that is refused now registers again when it waits again
-        if said == 'RECORDED' then return 'DELIVERED' end
-        return wanted == '' and deliver() or nil
+        return said == 'RECORDED' and 'DELIVERED' or deliver()
       end
     end
     return nil

@@ -108,7 +108,7 @@ class Memory:
         store: What they run on.
     """
 
-    url = URL
+    url, overlaps = URL, False
 
     def __init__(self, store: Store) -> None:
         self.store = store

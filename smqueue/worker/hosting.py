@@ -50,6 +50,7 @@ class Hosted:
         self.attempt, self.lease = attempt, lease
         self.task: asyncio.Task[None] | None = None
         self.channel = ""
+        self.over = False  # it has ended, and that is being recorded
 
 
 class Host:
@@ -158,7 +159,8 @@ class Host:
         assert self._channels is not None
         heard: list[Lease] = []
         for one in found:
-            if one.lease.entry in self._hosted:  # it was not renewed in time, and nobody else has taken it: it goes on
+            known = self._hosted.get(one.lease.entry)
+            if known is not None and not known.over:  # not renewed in time, and nobody else has taken it: it goes on
                 continue
             self._hosted[one.lease.entry] = one
             trigger: Any = one.attempt.handler.trigger
@@ -190,10 +192,12 @@ class Host:
             if not inspect.isawaitable(value):
                 raise DefinitionError(f"wait({trigger.text}): its function returned no awaitable", trigger.where)
             value = await value
+            one.over = True
             await self._call(attempt.record, value)
         except asyncio.CancelledError:
             raise
         except Exception as error:
+            one.over = True
             try:
                 await self._call(attempt.failed, error, trigger.retry)
             except SmqueueError as problem:

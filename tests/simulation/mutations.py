@@ -222,6 +222,8 @@ MUTATIONS = [
              "ending", ("stopped_first", "pump")),
     Mutation("a script does not register who comes to wait", scripted("move", ("put('ZADD', prefix .. 'waiting:'",
              "put('EXISTS', prefix .. 'waiting:'")), "claimed", ("stopped_first", "signal_end")),
+    Mutation("a signal does not ask for its attempt", scripted("signal", ("redis.call('GET', marker)", "false")),
+             "waiting", ("signal_unnamed", "pump"), 1),
     Mutation("retention does not look again", scripted("forget", ("if redis.call('EXISTS', KEYS[1]) == 1 then",
              "if false then")), "over", ("sweep", "add_short")),
     Mutation("a watcher looks first and registers then", replaced("smqueue.relay.Relay.look", _look_then_register),

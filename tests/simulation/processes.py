@@ -92,7 +92,7 @@ Actor = Callable[[Process], Any]
 class Asking:
     """A driver that hands each request to the scheduler, and goes on with its answer."""
 
-    url = "memory://"
+    url, overlaps = "memory://", False
 
     def __init__(self, live: Live) -> None:
         self._live = live

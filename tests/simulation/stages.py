@@ -49,15 +49,21 @@ def add_short(p: Process) -> Any:
     return _add(p, Short(2), op="short")
 
 
-def _signal(p: Process, id: str, n: int, op: str = "o") -> Any:
+def _signal(p: Process, id: str, n: int, op: str = "o", named: bool = True) -> Any:
+    own = id if named else None
     try:
-        return "signalled", [(p.executor.signal(op, "go", {"id": id, "n": n}, id=id, module="m").value, id)]
+        return "signalled", [(p.executor.signal(op, "go", {"id": id, "n": n}, id=own, module="m").value, id)]
     except OperationFinished:
         return "finished"
 
 
 def signal_stay(p: Process) -> Any:
     return _signal(p, "a0", 0)
+
+
+def signal_unnamed(p: Process) -> Any:
+    """Without an id of its own: nothing but its attempt says that it is a repetition."""
+    return _signal(p, "g0", 0, named=False)
 
 
 def signal_end(p: Process) -> Any:

@@ -13,9 +13,9 @@ import smqueue.protocols
 from tests.simulation.explorer import Violated
 from tests.simulation.mutations import MUTATIONS, Mutation, by_look
 from tests.simulation.pairs import ACTORS, STAGES, explore, pairs, traces
-from tests.simulation.stages import signal_many
+from tests.simulation.stages import signal_many, signal_unnamed
 
-BY_NAME = {actor.__name__: actor for actor in [*ACTORS, signal_many]}
+BY_NAME = {actor.__name__: actor for actor in [*ACTORS, signal_many, signal_unnamed]}
 TRIPLES = [
     ("waiting", "signal_end", "drain", "deadline_passes"),
     ("waiting", "signal_end", "signal_mid", "drain"),
@@ -89,6 +89,14 @@ def test_moves_by_a_look(case: tuple[str, ...], record_property: pytest.RecordPr
     stage, *actors = case
     found = explore(stage, *[BY_NAME[name] for name in actors], planted=by_look)
     record_property("explored", {"pairs": 1, **found})
+
+
+@pytest.mark.parametrize("case", [("waiting", "drain"), ("empty", "add")], ids="-".join)
+def test_a_signal_without_an_id(case: tuple[str, str], record_property: pytest.RecordProperty) -> None:
+    """A request that comes late, after its repetition, is known by its attempt: the signal is taken once (semantics
+    11)."""
+    stage, other = case
+    record_property("explored", {"pairs": 1, **explore(stage, signal_unnamed, BY_NAME[other])})
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
