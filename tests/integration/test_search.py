@@ -215,7 +215,7 @@ def test_quarantined_machines_of_one_operation_come_in_pages(play: Play) -> None
             assert max(map(len, found)) < 200
             assert sum(map(len, pages(local, wanted, limit=count // 10))) == count
             assert sorted(one.state["n"] for one in together(found)) == list(range(count))
-        assert len(page(local, Wanted(quarantined=True), limit=1).machines) < 10
+        assert len(page(local, Wanted(quarantined=True), limit=1).machines) < 50  # a few: what HSCAN gives at once
     rare = pages(local, Wanted(state="Standing", quarantined=True), limit=1)
     assert sorted(one.state["n"] for one in together(rare)) == [0, 100, 200, 300, 400, 500, 600]
     assert page(local, Wanted(module="elsewhere", quarantined=True)).machines == []
