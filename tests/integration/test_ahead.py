@@ -50,6 +50,8 @@ def went_on(tx: Transaction, state: Half, _: int) -> Gone:
 @pytest.fixture
 def local(play: Play) -> Local:
     local = play(many=many)
+    local.drain()  # there is a drain now, which has found nothing
+    local.engine._local.drains[0]._batch = AHEAD_FROM
     ops = [f"o{n}" for n in range(MACHINES)]
     local.executor.add_state_machines(StateMachine(op, Waiting(n)) for n, op in enumerate(ops))
     local.executor.signal_many(SignalFor(op, go, n % 4 if n % 7 == 0 else 0) for n, op in enumerate(ops))
@@ -57,7 +59,7 @@ def local(play: Play) -> Local:
 
 
 def begun(local: Local, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the driver begins from now on; the drain starts with a batch from which it claims ahead."""
+    """What the driver begins from now on."""
     found: list[Any] = []
     start = local.driver.start
 
@@ -66,8 +68,6 @@ def begun(local: Local, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return found[-1]
 
     monkeypatch.setattr(local.driver, "start", noting)
-    local.drain()  # its drain is made, and begins small
-    local.engine._local.drains[0]._batch = AHEAD_FROM
     return found
 
 
