@@ -140,9 +140,7 @@ class Drain:
                     moving = None
                 self._others(due, until)
                 if claiming is None and time.monotonic() > until:
-                    if (
-                        not hinted
-                    ):  # one for one: two would double with each drain, for as long as there is enough to do
+                    if not hinted:  # one for one: two would double with every drain, while there is enough to do
                         self.outbound.hint(self.keys.namespace, self.keys.shard)
                     return moved
         finally:
