@@ -1,18 +1,24 @@
--- Shared by all scripts: Redis's clock, and how a record is read.
+-- Shared by all scripts: Redis's clock, how a record is read, and how one run serves several callers.
+-- What a call of a command costs is the call, not the command: where one run serves many, they share calls.
 local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local now = math.floor(now_us / 1000)
+local now_text = string.format('%.0f', now)  -- a number that is handed to Redis is made text anew each time
 
 -- machine: what a record is armed with, decoded; nil when there is none, false when it is garbage.
 -- A machine is [guard, arming or 0 when it is the guard, op, field, {trigger: signal name | deadline ms | [kind, ..]}].
-local function machine_at(key)
-  local raw = redis.pcall('GET', key)
+-- seen: its text, when the caller has read it.
+local function machine_at(key, seen)
+  local raw = seen or redis.pcall('GET', key)
   if type(raw) == 'table' then return false, 'the key holds another type' end
   if not raw then return nil, nil end
   local ok, m = pcall(cjson.decode, raw)
-  if not ok or type(m) ~= 'table' or type(m[1]) ~= 'string' or type(m[3]) ~= 'string' or type(m[4]) ~= 'string'
-    or type(m[5]) ~= 'table' then return false, raw end
-  return {guard = m[1], arming = type(m[2]) == 'string' and m[2] or m[1], op = m[3], field = m[4], armed = m[5]}, raw
+  if not ok or type(m) ~= 'table' then return false, raw end
+  local guard, arming, op, field, armed = m[1], m[2], m[3], m[4], m[5]
+  if type(guard) ~= 'string' or type(op) ~= 'string' or type(field) ~= 'string' or type(armed) ~= 'table' then
+    return false, raw
+  end
+  return {guard = guard, arming = type(arming) == 'string' and arming or guard, op = op, field = field, armed = armed}, raw
 end
 
 local function deadline_of(m)
@@ -24,37 +30,53 @@ local function deadline_of(m)
 end
 
 local function parts(entry)
-  local record, arming, trigger = entry:match('^([^:]+):([^:]+):(.+)$')
-  if record then return record, arming, trigger end
-  record, arming = entry:match('^([^:]+):([^:]+)$')
-  return record, arming, nil
+  local first = entry:find(':', 1, true)
+  local second = first and entry:find(':', first + 1, true)
+  if not first then return nil end
+  if not second then return entry:sub(1, first - 1), entry:sub(first + 1), nil end
+  return entry:sub(1, first - 1), entry:sub(first + 1, second - 1), entry:sub(second + 1)
 end
 
 -- record_id: of a record, as keys.py makes it: 120 bits of SHA-1 in 20 characters of base64.
-local LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_'
+local letters
+local function eight(hex, from)  -- letters, of twelve hexadecimal digits; a table for them would cost twice as much
+  local n = tonumber(hex:sub(from, from + 11), 16)
+  local h = n % 64; n = (n - h) / 64
+  local g = n % 64; n = (n - g) / 64
+  local f = n % 64; n = (n - f) / 64
+  local e = n % 64; n = (n - e) / 64
+  local d = n % 64; n = (n - d) / 64
+  local c = n % 64; n = (n - c) / 64
+  local b = n % 64; n = (n - b) / 64
+  return string.char(letters[n + 1], letters[b + 1], letters[c + 1], letters[d + 1],
+    letters[e + 1], letters[f + 1], letters[g + 1], letters[h + 1])
+end
+
 local function record_id(op, field)
-  local hex, out = redis.sha1hex(op .. '\n' .. field), {}
-  for i = 1, 30, 3 do  -- three hexadecimal digits are two letters
-    local n = tonumber(hex:sub(i, i + 2), 16)
-    local high, low = math.floor(n / 64) + 1, n % 64 + 1
-    out[#out + 1] = LETTERS:sub(high, high) .. LETTERS:sub(low, low)
-  end
-  return table.concat(out)
+  letters = letters or {('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_'):byte(1, 64)}
+  local hex = redis.sha1hex(op .. '\n' .. field)
+  return (eight(hex, 1) .. eight(hex, 13) .. eight(hex, 25)):sub(1, 20)
 end
 
 -- record: the first outcome of a race stands; none is recorded once a deadline of that record has passed.
 -- known: the machine, when the caller has looked at it. trace: the header of the span that brings it, if there is one.
+-- due: where the entry is put, when the caller makes several due at once. none: the caller knows that there is no race.
 -- Returns RECORDED, STALE (another arming), LOST (one is recorded already), LATE.
-local function record(machine_prefix, race_prefix, schedule, entry, value, known, trace)
+local function record(machine_prefix, race_prefix, schedule, entry, value, known, trace, due, none)
   local rec, arming, trigger = parts(entry)
   local m = known or machine_at(machine_prefix .. rec)
   if not m or m.arming ~= arming or not m.armed[trigger] then return 'STALE' end
-  if redis.call('HEXISTS', race_prefix .. rec, 'won') == 1 then return 'LOST' end
+  local race = race_prefix .. rec
+  if not none and redis.call('HEXISTS', race, 'won') == 1 then return 'LOST' end
   local deadline = deadline_of(m)
   if deadline and deadline <= now then return 'LATE' end
-  redis.call('HSET', race_prefix .. rec, 'won', trigger, 'value', value, 'at', string.format('%.0f', now))
-  if trace then redis.call('HSET', race_prefix .. rec, 'trace', trace) end
-  redis.call('ZADD', schedule, now, rec .. ':' .. arming)
+  redis.call('HSET', race, 'won', trigger, 'value', value, 'at', now_text)
+  if trace then redis.call('HSET', race, 'trace', trace) end
+  if due then
+    due[#due + 1], due[#due + 2] = now_text, rec .. ':' .. arming
+  else
+    redis.call('ZADD', schedule, now_text, rec .. ':' .. arming)
+  end
   return 'RECORDED'
 end
 
@@ -65,31 +87,69 @@ local function rouse(flag, wake, delay, watch, put)
   if tonumber(delay) < tonumber(watch) and put('SET', flag, '1', 'NX', 'PX', watch) then put('PUBLISH', wake, '') end
 end
 
--- waits_from: what a machine is armed with, its JSON without braces, and when it is due; nil when a deadline has passed.
+-- waits_from: what a machine is armed with, its JSON without braces, and when it is due, as text and as a number; nil when
+-- a deadline has passed.
 -- In ARGV from first to last, five for each trigger: its name in JSON, '=' or '+' (add the clock), what it waits for in JSON
 -- or after how many µs, and for a signal its name as part of a key and the trigger's name. park: ms.
 local function waits_from(first, last, park)
-  local armed, due = {}, now + park
+  local armed, due, due_text = '', now + park, nil
   for i = first, last, 5 do
     local wait = ARGV[i + 2]
     if ARGV[i + 1] == '+' then wait = string.format('%.0f', math.ceil((now_us + wait) / 1000)) end
-    local deadline = ARGV[i + 3] == '' and tonumber(wait)
-    if deadline and deadline <= now then return nil end
-    due = math.min(due, deadline or due)
-    armed[#armed + 1] = ARGV[i] .. ':' .. wait
+    if ARGV[i + 3] == '' then
+      local deadline = tonumber(wait)
+      if deadline <= now then return nil end
+      if deadline < due then due, due_text = deadline, wait end
+    end
+    armed = armed .. (i == first and '' or ',') .. ARGV[i] .. ':' .. wait
   end
-  return table.concat(armed, ','), due
+  return armed, due_text or string.format('%.0f', due), due
 end
 
--- each: what the script does for each of several callers; its arguments, from first on, begin with how many they are.
--- An error is the reply of that caller alone.
-local function each(first, act)
+-- callers: from which argument to which those of each caller of a script are, who has in front how many.
+local function callers(first)
+  local from, to, last = {}, {}, #ARGV
+  while first <= last do
+    local at = #from + 1
+    from[at], to[at] = first + 1, first + ARGV[first]
+    first = to[at] + 1
+  end
+  return from, to
+end
+
+-- each: what the script does for each of its callers. An error is the reply of that caller alone.
+local function each(from, to, act)
   local replies = {}
-  while first <= #ARGV do
-    local last = first + ARGV[first]
-    local ok, reply = pcall(act, first + 1, last)
-    replies[#replies + 1] = ok and reply or not ok and {err = type(reply) == 'table' and reply.err or tostring(reply)}
-    first = last + 1
+  for i = 1, #from do
+    local ok, reply = pcall(act, from[i], to[i])
+    replies[i] = ok and reply or not ok and {err = type(reply) == 'table' and reply.err or tostring(reply)}
   end
   return replies
+end
+
+-- many: one command with the arguments of all callers; in several parts when they are more than Lua can take, none of which
+-- parts a pair. Returns the sum of its replies, where those are numbers. key: '' for none. call: what calls.
+local PART = 1000
+local function many(command, key, args, call)
+  local sum, count = 0, #args
+  for from = 1, count, PART do
+    local to, reply = math.min(from + PART - 1, count), nil
+    if key == '' then
+      reply = (call or redis.call)(command, unpack(args, from, to))
+    else
+      reply = (call or redis.call)(command, key, unpack(args, from, to))
+    end
+    if type(reply) == 'number' then sum = sum + reply end
+  end
+  return sum
+end
+
+-- texts: what string keys hold, by key. Of one that is of another type, or not there, false or nil.
+local function texts(keys)
+  local found = {}
+  for from = 1, #keys, PART do
+    local some = redis.call('MGET', unpack(keys, from, math.min(from + PART - 1, #keys)))
+    for i = 1, #some do found[keys[from + i - 1]] = some[i] end
+  end
+  return found
 end

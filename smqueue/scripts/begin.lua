@@ -8,29 +8,61 @@
 local prefix, module, version = ARGV[1], ARGV[2], ARGV[3]
 local at = string.format('%.0f', now_us)
 
-local function begin(first, last)
-  local id, op, op_key, field, op_json, field_json, rec = unpack(ARGV, first, first + 6)
-  local machine, active = prefix .. 'machine:' .. rec, prefix .. 'active:' .. op_key
-  local wanted = {machine, active, prefix .. 'inactive:' .. op_key, prefix .. 'history:' .. op_key,
-    prefix .. 'watchers:' .. op_key}
+local from, to = callers(8)
+
+-- unwanted: the keys that must not be there, of one caller or more.
+local inbox = ':' .. module .. ':'
+local function unwanted(found, first, last)
+  local op_key, n = ARGV[first + 2], #found
+  found[n + 1], found[n + 2] = prefix .. 'active:' .. op_key, prefix .. 'inactive:' .. op_key
+  found[n + 3], found[n + 4] = prefix .. 'history:' .. op_key, prefix .. 'watchers:' .. op_key
+  found[n + 5] = prefix .. 'machine:' .. ARGV[first + 6]
   for i = first + 9, last, 5 do
-    if ARGV[i + 3] ~= '' then wanted[#wanted + 1] = prefix .. 'inbox:' .. op_key .. ':' .. module .. ':' .. ARGV[i + 3] end
+    if ARGV[i + 3] ~= '' then found[#found + 1] = prefix .. 'inbox:' .. op_key .. inbox .. ARGV[i + 3] end
   end
-  if redis.call('EXISTS', unpack(wanted)) > 0 then return false end
-  if ARGV[5] ~= '' and redis.call('ZCARD', KEYS[1]) + 1 > tonumber(ARGV[5]) then return false end
-  local armed, due = waits_from(first + 9, last, ARGV[first + 8])
-  if not armed then return false end
-  redis.call('SET', machine, '["' .. id .. '",0,' .. op_json .. ',' .. field_json .. ',{' .. armed .. '}' .. ARGV[first + 7])
-  redis.call('ZADD', KEYS[1], due, rec .. ':' .. id)
-  rouse(prefix .. 'roused', prefix .. 'wake', due - now, ARGV[6])
-  redis.call('HSET', active, field, '["' .. id .. '",1,' .. at .. ',' .. version .. ',0,1]')
-  redis.call('ZADD', prefix .. 'operations', 'NX', now, op)
-  redis.call('XADD', prefix .. 'updates', 'MAXLEN', '~', ARGV[7], '*', 'op', op, 'entry', '{"machine":"' .. id
-    .. '","step":1,"to":' .. field_json .. ',"at":' .. at .. ',"commit":"' .. id .. '","version":' .. version .. '}')
-  redis.call('SPUBLISH', prefix .. 'bell:' .. op_key, '')
-  redis.call('SPUBLISH', prefix .. 'bells', '')
-  redis.call('HINCRBY', prefix .. 'moves', ARGV[4], 1)
-  return {at, redis.call('EXISTS', prefix .. 'watched')}
+  return found
 end
 
-return each(8, begin)
+local all = {}
+for i = 1, #from do unwanted(all, from[i], to[i]) end
+local none_there = many('EXISTS', '', all) == 0
+local room = ARGV[5] ~= '' and ARGV[5] - redis.call('ZCARD', KEYS[1]) or #from
+local watched = redis.call('EXISTS', prefix .. 'watched')
+
+local begun, taken, replies, soonest = {}, {}, {}, nil  -- where the arguments of those are who have begun; their operations
+local machines, due_at, since = {}, {}, {'NX'}
+for i = 1, #from do
+  local first, last = from[i], to[i]
+  local id, op, op_key, _, op_json, field_json, rec, ending, park = unpack(ARGV, first, first + 8)
+  local armed, due, due_ms
+  if #begun < room and not taken[op_key] and (none_there or many('EXISTS', '', unwanted({}, first, last)) == 0) then
+    armed, due, due_ms = waits_from(first + 9, last, park)
+  end
+  if armed then
+    local n = #begun
+    begun[n + 1], taken[op_key] = first, true
+    machines[2 * n + 1] = prefix .. 'machine:' .. rec
+    machines[2 * n + 2] = '["' .. id .. '",0,' .. op_json .. ',' .. field_json .. ',{' .. armed .. '}' .. ending
+    due_at[2 * n + 1], due_at[2 * n + 2] = due, rec .. ':' .. id
+    since[2 * n + 2], since[2 * n + 3] = now_text, op
+    if not soonest or due_ms < soonest then soonest = due_ms end
+  end
+  replies[i] = armed and {at, watched} or false
+end
+if not soonest then return replies end
+
+many('MSET', '', machines)
+many('ZADD', KEYS[1], due_at)
+rouse(prefix .. 'roused', prefix .. 'wake', soonest - now, ARGV[6])
+redis.call('ZADD', prefix .. 'operations', unpack(since))
+local updates, active, bell = prefix .. 'updates', prefix .. 'active:', prefix .. 'bell:'
+for _, first in ipairs(begun) do
+  local id, op, op_key, field, _, field_json = unpack(ARGV, first, first + 5)
+  redis.call('HSET', active .. op_key, field, '["' .. id .. '",1,' .. at .. ',' .. version .. ',0,1]')
+  redis.call('XADD', updates, 'MAXLEN', '~', ARGV[7], '*', 'op', op, 'entry', '{"machine":"' .. id
+    .. '","step":1,"to":' .. field_json .. ',"at":' .. at .. ',"commit":"' .. id .. '","version":' .. version .. '}')
+  redis.call('SPUBLISH', bell .. op_key, '')
+end
+redis.call('SPUBLISH', prefix .. 'bells', '')
+redis.call('HINCRBY', prefix .. 'moves', ARGV[4], #begun)
+return replies

@@ -20,12 +20,20 @@ local function active_of(m)
   return cell(redis.pcall('HGET', active_prefix .. op, m.field))
 end
 
+local due = redis.call('ZRANGE', KEYS[1], '-inf', now_text, 'BYSCORE', 'LIMIT', 0, ARGV[4])
+local machines = {}
+for i = 1, #due do
+  local rec = parts(due[i])
+  machines[#machines + 1] = rec and machine_prefix .. rec
+end
+local seen = texts(machines)
+
 -- Returns when to look at the entry again, in ms from now (nil: it is stale), and the row for the caller, if any.
 local function take(entry, i)
   if entry:sub(1, 1) == '~' then return lease, {entry} end
   local rec, arming, trigger = parts(entry)
   if not rec then return nil end
-  local m, raw = machine_at(machine_prefix .. rec)
+  local m, raw = machine_at(machine_prefix .. rec, seen[machine_prefix .. rec])
   if m == nil or (m and m.arming ~= arming) then return nil end
   if any_quarantined and redis.call('HEXISTS', KEYS[2], rec) == 1 then return park + i * 97 end
   if m == false then return lease, {entry, false, false, false} end
@@ -56,12 +64,18 @@ local function take(entry, i)
   return lease, {entry, raw, race, active_of(m)}
 end
 
-local due = redis.call('ZRANGE', KEYS[1], '-inf', now, 'BYSCORE', 'LIMIT', 0, ARGV[4])
-local rows = {}
-for i, entry in ipairs(due) do
-  local wait, row = take(entry, i)
-  if wait then redis.call('ZADD', KEYS[1], now + wait, entry) else redis.call('ZREM', KEYS[1], entry) end
+local rows, stale, leased, times = {}, {}, {}, {}
+for i = 1, #due do
+  local wait, row = take(due[i], i)
+  if wait then
+    times[wait] = times[wait] or string.format('%.0f', now + wait)
+    leased[#leased + 1], leased[#leased + 2] = times[wait], due[i]
+  else
+    stale[#stale + 1] = due[i]
+  end
   rows[#rows + 1] = row
 end
+many('ZADD', KEYS[1], leased)
+many('ZREM', KEYS[1], stale)
 if #due == 0 and KEYS[4] then redis.call('DEL', KEYS[4]) end
 return {string.format('%.0f', now_us), #due, redis.call('EXISTS', KEYS[3]), rows}

@@ -15,6 +15,9 @@ local prefix, module, ends = ARGV[1], ARGV[4], ARGV[9] == 'end'
 local signals = 12 + 2 * ARGV[6]
 local others = signals + ARGV[7]
 local at = string.format('%.0f', now_us)
+local twice, waited_for = false, {}
+for i = 12, signals - 1, 2 do twice, waited_for[ARGV[i]] = twice or waited_for[ARGV[i]], true end
+local forget_at = ARGV[10] ~= '' and string.format('%.0f', now + ARGV[10])
 local of_module = prefix .. 'control:module:' .. module
 local of_type = of_module .. ':' .. ARGV[5]
 
@@ -38,6 +41,56 @@ local function fits(first, last)
   return not number or number == '0' or #number <= 15 and number:find('^%-?[1-9]%d*$') ~= nil
 end
 
+local from, to = callers(others)
+
+-- What one look for all callers shows: their machines, and whether any of what must not be there is.
+local machines, unwanted, pasts = {}, {of_module, of_type}, {}
+
+-- unwanted_of: the keys of one caller of which none may be there.
+local function unwanted_of(found, first)
+  local op_key = ARGV[first + 1]
+  found[#found + 1], found[#found + 2] = prefix .. 'watchers:' .. op_key, prefix .. 'control:' .. op_key
+  for i = first + 17, ends and 0 or first + 16 + ARGV[first + 16], 5 do
+    if ARGV[i + 3] ~= '' then found[#found + 1] = prefix .. 'inbox:' .. op_key .. ':' .. module .. ':' .. ARGV[i + 3] end
+  end
+  return found
+end
+
+for i = 1, #from do
+  local first = from[i]
+  machines[i] = prefix .. 'machine:' .. ARGV[first + 4]
+  unwanted_of(unwanted, first)
+  if ARGV[first + 7] ~= '' then
+    pasts[#pasts + 1] = prefix .. 'history:' .. ARGV[first + 1]
+    pasts[#pasts + 1] = prefix .. 'inactive:' .. ARGV[first + 1]
+  end
+end
+local raws, none_unwanted, none_begun = texts(machines), many('EXISTS', '', unwanted) == 0, many('EXISTS', '', pasts) == 0
+
+-- stamped: with the clock where a NUL is.
+local function stamped(text)
+  local found = text:find('\0', 1, true)
+  while found do
+    text = text:sub(1, found - 1) .. at .. text:sub(found + 1)
+    found = text:find('\0', found, true)
+  end
+  return text
+end
+
+-- What is written for all callers at once.
+local moved, over, gone, given_up, armed_keys, due_at = {}, {}, {}, {}, {}, {}
+local ended, forgotten, since, soonest = {}, {}, {}, nil
+local written = {}  -- operations: what was seen of them before is not so any more
+
+-- put: from the first write on all is applied, whatever fails: as in EXEC. The first failure is kept.
+local torn = ''
+local function put(...)
+  local reply = redis.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  if torn == '' then torn = (...) .. ' ' .. reply.err end
+  return false
+end
+
 local function move(first, last)
   local op, op_key, id, field, rec, guard, arming, adding, kept, to_field, to_rec, step, there = unpack(ARGV, first, first + 12)
   local machine, active, inactive = prefix .. 'machine:' .. rec, prefix .. 'active:' .. op_key, prefix .. 'inactive:' .. op_key
@@ -45,24 +98,18 @@ local function move(first, last)
   local waits, writes = first + 17, first + 13
   if not ends then writes = waits + ARGV[first + 16] end
 
-  local raw, expected = redis.pcall('GET', machine), '["' .. guard .. '",'
-  if type(raw) ~= 'string' or raw:sub(1, #expected) ~= expected then return false end
-  local unwanted = {prefix .. 'watchers:' .. op_key, prefix .. 'control:' .. op_key, of_module, of_type}
-  if not ends then
-    for i = waits, writes - 1, 5 do
-      if ARGV[i + 3] ~= '' then unwanted[#unwanted + 1] = prefix .. 'inbox:' .. about .. ARGV[i + 3] end
-    end
-  end
-  if redis.call('EXISTS', unpack(unwanted)) > 0 then return false end
-  local alone = adding ~= '' and redis.call('EXISTS', history, inactive) == 0
+  local raw, expected = raws[machine], '["' .. guard .. '",'
+  if not raw or raw:sub(1, #expected) ~= expected then return false end
+  if not none_unwanted and redis.call('EXISTS', of_module, of_type, unpack(unwanted_of({}, first))) > 0 then return false end
+  local alone = adding ~= '' and (none_begun and not written[op_key] or redis.call('EXISTS', history, inactive) == 0)
   if not alone then
     if ARGV[11] ~= '' or redis.call('HEXISTS', active, to_field) == 1 then return false end
     local past = redis.call('HMGET', inactive, field, to_field)
     if past[1] or past[2] then return false end
   end
-  local armed, due
+  local armed, due, due_ms
   if not ends then
-    armed, due = waits_from(waits, writes - 1, ARGV[first + 15])
+    armed, due, due_ms = waits_from(waits, writes - 1, ARGV[first + 15])
     if not armed then return false end
   end
   local i = writes
@@ -71,27 +118,23 @@ local function move(first, last)
     i = i + 1 + ARGV[i]
   end
 
-  step, kept, there = step:gsub('%z', at), kept:gsub('%z', at), there:gsub('%z', at)
+  step, kept, there = stamped(step), stamped(kept), stamped(there)
   local begun = alone and redis.pcall('RPUSH', history, adding, step) or redis.pcall('RPUSH', history, step)
   if type(begun) == 'table' then  -- nothing was written: of another type, or Redis refuses to write at all
     if begun.err:find('WRONGTYPE') then return false end
     return begun
   end
-  -- From here on all is applied, whatever fails: as in EXEC.
-  local torn = ''
-  local function put(...)
-    local reply = redis.pcall(...)
-    if type(reply) ~= 'table' or not reply.err then return reply end
-    if torn == '' then torn = (...) .. ' ' .. reply.err end
-    return false
-  end
+  raws[machine], written[op_key] = nil, true
   local entry = rec .. ':' .. arming
+  local unregistered = alone and not twice and guard == arming  -- see `registers` in arming.py; one that was kept is
   put('HDEL', active, field)
-  for at = 12, signals - 1, 2 do put('ZREM', prefix .. 'waiting:' .. about .. ARGV[at], entry .. ':' .. ARGV[at + 1]) end
-  put('ZREM', KEYS[1], entry)
-  for at = signals, others - 1 do put('ZREM', KEYS[1], entry .. ':' .. ARGV[at]) end
-  put('DEL', machine, prefix .. 'race:' .. rec)
-  put('HDEL', prefix .. 'quarantine', rec)
+  for at = unregistered and signals or 12, signals - 1, 2 do
+    put('ZREM', prefix .. 'waiting:' .. about .. ARGV[at], entry .. ':' .. ARGV[at + 1])
+  end
+  over[#over + 1] = entry
+  for at = signals, others - 1 do over[#over + 1] = entry .. ':' .. ARGV[at] end
+  gone[#gone + 1], gone[#gone + 2] = machine, prefix .. 'race:' .. rec
+  given_up[#given_up + 1] = rec
   if ends then
     put('HSET', inactive, field, kept, to_field, there)
     if not alone then
@@ -99,38 +142,60 @@ local function move(first, last)
       put('DEL', prefix .. 'machine:' .. to_rec)
     end
     if alone or redis.call('EXISTS', active) == 0 then
-      put('ZREM', prefix .. 'operations', op)
-      if ARGV[10] ~= '' then
-        put('ZADD', prefix .. 'finished', now + ARGV[10], op)
-        put('ZADD', KEYS[1], 'LT', now + ARGV[10], '~retention')
-      end
+      ended[#ended + 1] = op
+      if forget_at then forgotten[#forgotten + 1], forgotten[#forgotten + 2] = forget_at, op end
     end
   else
     put('HSET', inactive, field, kept)
-    put('DEL', prefix .. 'race:' .. to_rec)
-    put('HDEL', prefix .. 'quarantine', to_rec)
+    gone[#gone + 1] = prefix .. 'race:' .. to_rec
+    given_up[#given_up + 1] = to_rec
     for i = waits, writes - 1, 5 do
       if ARGV[i + 3] ~= '' then
         local since = string.format('%.0f', now_us + (i - waits) / 5)
         put('ZADD', prefix .. 'waiting:' .. about .. ARGV[i + 3], since, to_rec .. ':' .. id .. ':' .. ARGV[i + 4])
       end
     end
-    put('SET', prefix .. 'machine:' .. to_rec, ARGV[first + 13] .. armed .. ARGV[first + 14])
-    put('ZADD', KEYS[1], due, to_rec .. ':' .. id)
-    rouse(prefix .. 'roused', prefix .. 'wake', due - now, ARGV[2], put)
+    armed_keys[#armed_keys + 1] = prefix .. 'machine:' .. to_rec
+    armed_keys[#armed_keys + 1] = ARGV[first + 13] .. armed .. ARGV[first + 14]
+    due_at[#due_at + 1], due_at[#due_at + 2] = due, to_rec .. ':' .. id
+    if not soonest or due_ms < soonest then soonest = due_ms end
     put('HSET', active, to_field, there)
-    put('ZADD', prefix .. 'operations', 'NX', now, op)
+    since[#since + 1], since[#since + 2] = now_text, op
   end
-  put('HINCRBY', prefix .. 'moves', ARGV[8], 1)
   put('XADD', prefix .. 'updates', 'MAXLEN', '~', ARGV[3], '*', 'op', op, 'entry', step)
   put('SPUBLISH', prefix .. 'bell:' .. op_key, '')
-  put('SPUBLISH', prefix .. 'bells', '')
   i = writes
   while i <= last do
     put(unpack(ARGV, i + 1, i + ARGV[i]))
     i = i + 1 + ARGV[i]
   end
-  return {at, torn}
+  local failed = torn
+  torn = ''
+  moved[#moved + 1] = {at, failed}
+  return moved[#moved]
+end
+
+-- settle: what is written once for all who have moved. What fails of it has failed for each.
+local function settle()
+  many('ZREM', KEYS[1], over, put)
+  many('DEL', '', gone, put)
+  many('HDEL', prefix .. 'quarantine', given_up, put)
+  many('ZREM', prefix .. 'operations', ended, put)
+  if #forgotten > 0 then
+    many('ZADD', prefix .. 'finished', forgotten, put)
+    put('ZADD', KEYS[1], 'LT', forgotten[1], '~retention')
+  end
+  if soonest then
+    many('MSET', '', armed_keys, put)
+    many('ZADD', KEYS[1], due_at, put)
+    rouse(prefix .. 'roused', prefix .. 'wake', soonest - now, ARGV[2], put)
+    put('ZADD', prefix .. 'operations', 'NX', unpack(since))
+  end
+  put('HINCRBY', prefix .. 'moves', ARGV[8], #moved)
+  put('SPUBLISH', prefix .. 'bells', '')
+  for _, one in ipairs(moved) do
+    if one[2] == '' then one[2] = torn end
+  end
 end
 
 -- permitted: whether this user may write all of it, which EXEC sees to before it applies any.
@@ -144,5 +209,7 @@ local function permitted()
   return true
 end
 
-local may = permitted()
-return each(others, function(first, last) return may and move(first, last) end)
+if not permitted() then return each(from, to, function() return false end) end
+local replies = each(from, to, move)
+if #moved > 0 then settle() end
+return replies

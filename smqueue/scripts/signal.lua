@@ -9,85 +9,122 @@
 local prefix, module, signal, name, marker_s = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[7]
 local machine_prefix, race_prefix = prefix .. 'machine:', prefix .. 'race:'
 local requests = prefix .. 'requests'
-local delivered
+
+local from, to = callers(13)
+
+-- What one look for all callers shows: which attempts were answered before, whether any operation has a history, and of each
+-- that has none its only machine, which registers nowhere; what most signals are for.
+local markers, pasts = {}, {}
+for i = 1, #from do
+  local op_key = ARGV[from[i] + 1]
+  markers[i] = prefix .. 'marker:' .. ARGV[from[i] + 7]
+  pasts[2 * i - 1], pasts[2 * i] = prefix .. 'inactive:' .. op_key, prefix .. 'history:' .. op_key
+end
+local answered, none_begun = texts(markers), many('EXISTS', '', pasts) == 0
+
+local own = module .. ' '
+local function lone_of(op_key)
+  local flat = redis.pcall('HGETALL', prefix .. 'active:' .. op_key)
+  return #flat == 2 and flat[1]:sub(1, #own) == own and record_id(op_key, flat[1])
+end
+
+local begun, lone, machines, races = {}, {}, {}, {}
+for i = 1, #from do
+  local op_key = ARGV[from[i] + 1]
+  if begun[op_key] == nil then
+    begun[op_key] = not none_begun and redis.call('EXISTS', pasts[2 * i - 1], pasts[2 * i]) > 0
+    lone[op_key] = not begun[op_key] and lone_of(op_key)
+    if lone[op_key] then
+      machines[#machines + 1], races[#races + 1] = machine_prefix .. lone[op_key], race_prefix .. lone[op_key]
+    end
+  end
+end
+local seen_machines, none_raced, raced = texts(machines), many('EXISTS', '', races) == 0, {}
+
+local due, marks, delivered = {}, {}, nil
+
+local function machine_of(entry, active)
+  local m = machine_at(machine_prefix .. parts(entry))
+  local raw = m and redis.pcall('HGET', active, m.field)
+  local ok, found = pcall(cjson.decode, raw or '')
+  return ok and type(found) == 'table' and found[1] or nil
+end
+
+local function deliver(op_key, payload, wanted, trace)
+  local waiting, active = prefix .. 'waiting:' .. op_key .. ':' .. module .. ':' .. signal, prefix .. 'active:' .. op_key
+  for _, entry in ipairs(redis.call('ZRANGE', waiting, 0, wanted == '' and 0 or -1)) do
+    if wanted == '' or machine_of(entry, active) == wanted then
+      local said = record(machine_prefix, race_prefix, KEYS[1], entry, payload, nil, trace, due)  -- first: if it fails, nothing has been written
+      redis.call('ZREM', waiting, entry)  -- one that is refused now registers again when it waits again
+      return said == 'RECORDED' or deliver(op_key, payload, wanted, trace)
+    end
+  end
+  return false
+end
+
+-- The only machine of an operation whose history has not begun registers nowhere, unless two of its triggers wait for one
+-- signal.
+local function deliver_to_lone(op_key, payload, wanted, trace)
+  local rec, entry = lone[op_key], nil
+  local key = machine_prefix .. rec
+  local m = machine_at(key, seen_machines[key])
+  for trigger, wait in pairs(m and m.armed or {}) do
+    if wait == name then
+      if entry then return false end
+      entry = rec .. ':' .. m.arming .. ':' .. trigger
+    end
+  end
+  if not entry or wanted ~= '' and machine_of(entry, prefix .. 'active:' .. op_key) ~= wanted then return false end
+  local none = none_raced and not raced[rec]
+  raced[rec] = true
+  return record(machine_prefix, race_prefix, KEYS[1], entry, payload, m, trace, due, none) == 'RECORDED'
+end
+
+local function keep(op_key, item)
+  local inbox = prefix .. 'inbox:' .. op_key .. ':' .. module .. ':' .. signal
+  if redis.call('LLEN', inbox) >= tonumber(ARGV[5]) then return 'FULL' end
+  redis.call('RPUSH', inbox, item .. ',"at":' .. string.format('%.0f', now_us) .. '}')
+  redis.call('PEXPIRE', inbox, ARGV[6])
+  redis.call('ZADD', prefix .. 'early', now_text, op_key .. ' ' .. module .. ' ' .. signal)
+  redis.call('ZREMRANGEBYRANK', prefix .. 'early', 0, -1001)
+  return 'BUFFERED'
+end
+
+local function accept(op_key, payload, id, wanted, item)
+  local seen = id ~= '' and prefix .. 'seen:' .. op_key
+  if seen and redis.call('ZSCORE', seen, id) then return 'DUPLICATE' end
+  if begun[op_key] and redis.call('EXISTS', prefix .. 'active:' .. op_key) == 0
+    and redis.call('EXISTS', prefix .. 'inactive:' .. op_key) == 1 then return 'FINISHED' end
+  local trace, said = item:match('^{"trace":"([^"]+)"'), 'DELIVERED'
+  if not (lone[op_key] and deliver_to_lone(op_key, payload, wanted, trace)) and not deliver(op_key, payload, wanted, trace) then
+    said = keep(op_key, item)
+  end
+  if seen and said ~= 'FULL' then
+    redis.call('ZADD', seen, now_text, id)
+    redis.call('ZREMRANGEBYRANK', seen, 0, -tonumber(ARGV[9]) - 1)
+    redis.call('PEXPIRE', seen, ARGV[6])
+  end
+  return said
+end
 
 local function one(first)
-  local op, op_key, payload, id, wanted, item, request, attempt = unpack(ARGV, first, first + 7)
-  local trace = item:match('^{"trace":"([^"]+)"')
-  local about = op_key .. ':' .. module .. ':' .. signal
-  local waiting, inbox, seen = prefix .. 'waiting:' .. about, prefix .. 'inbox:' .. about, prefix .. 'seen:' .. op_key
-  local marker, active, inactive = prefix .. 'marker:' .. attempt, prefix .. 'active:' .. op_key, prefix .. 'inactive:' .. op_key
+  local _, op_key, payload, id, wanted, item, request, attempt = unpack(ARGV, first, first + 7)
   if request ~= '' then
     if marker_s == '0' and redis.call('LREM', requests, 1, request) == 0 then return {'GONE', 0} end
     if marker_s ~= '0' and not redis.call('LPOS', requests, request) then return {'GONE', 0} end
   end
-  local before = redis.call('GET', marker)
-  if before then return {before, 0} end
-
-  local function machine_of(entry)
-    local m = machine_at(machine_prefix .. parts(entry))
-    local raw = m and redis.pcall('HGET', active, m.field)
-    local ok, found = pcall(cjson.decode, raw or '')
-    return ok and type(found) == 'table' and found[1] or nil
-  end
-
-  local function deliver()
-    for _, entry in ipairs(redis.call('ZRANGE', waiting, 0, wanted == '' and 0 or -1)) do
-      if wanted == '' or machine_of(entry) == wanted then
-        local said = record(machine_prefix, race_prefix, KEYS[1], entry, payload, nil, trace)  -- first: if it fails, nothing has been written
-        redis.call('ZREM', waiting, entry)  -- one that is refused now registers again when it waits again
-        return said == 'RECORDED' and 'DELIVERED' or deliver()
-      end
-    end
-    return nil
-  end
-
-  -- The only machine of an operation whose history has not begun registers nowhere, unless two of its triggers wait for one
-  -- signal: most of what waits is such a one.
-  local function deliver_to_lone()
-    local flat, own, entry = redis.pcall('HGETALL', active), module .. ' ', nil
-    if #flat ~= 2 or flat[1]:sub(1, #own) ~= own then return nil end
-    local rec = record_id(op_key, flat[1])
-    local m = machine_at(machine_prefix .. rec)
-    for trigger, wait in pairs(m and m.armed or {}) do
-      if wait == name then
-        if entry then return nil end
-        entry = rec .. ':' .. m.arming .. ':' .. trigger
-      end
-    end
-    if not entry or wanted ~= '' and machine_of(entry) ~= wanted then return nil end
-    return record(machine_prefix, race_prefix, KEYS[1], entry, payload, m, trace) == 'RECORDED' and 'DELIVERED' or nil
-  end
-
-  local function accept()
-    if id ~= '' and redis.call('ZSCORE', seen, id) then return 'DUPLICATE' end
-    local begun = redis.call('EXISTS', inactive, prefix .. 'history:' .. op_key) > 0
-    if begun and redis.call('EXISTS', active) == 0 and redis.call('EXISTS', inactive) == 1 then return 'FINISHED' end
-    local said = not begun and deliver_to_lone() or deliver()
-    if not said then
-      if redis.call('LLEN', inbox) >= tonumber(ARGV[5]) then return 'FULL' end
-      redis.call('RPUSH', inbox, item .. ',"at":' .. string.format('%.0f', now_us) .. '}')
-      redis.call('PEXPIRE', inbox, ARGV[6])
-      redis.call('ZADD', prefix .. 'early', now, op_key .. ' ' .. module .. ' ' .. signal)
-      redis.call('ZREMRANGEBYRANK', prefix .. 'early', 0, -1001)
-      said = 'BUFFERED'
-    end
-    if id ~= '' then
-      redis.call('ZADD', seen, now, id)
-      redis.call('ZREMRANGEBYRANK', seen, 0, -tonumber(ARGV[9]) - 1)
-      redis.call('PEXPIRE', seen, ARGV[6])
-    end
-    return said
-  end
-
-  local said = accept()
-  if marker_s ~= '0' then redis.call('SET', marker, said, 'EX', marker_s) end
+  local marker = prefix .. 'marker:' .. attempt
+  if answered[marker] then return {answered[marker], 0} end
+  local said = accept(op_key, payload, id, wanted, item)
+  if marker_s ~= '0' then marks[#marks + 1], answered[marker] = marker, said end
   local answer = {said, 0}
   if said == 'DELIVERED' then delivered = {answer, attempt} end
   return answer
 end
 
-local answers = each(13, one)
+local answers = each(from, to, one)
+many('ZADD', KEYS[1], due)
+for i = 1, #marks do redis.call('SET', marks[i], answered[marks[i]], 'EX', marker_s) end
 if delivered and redis.call('SET', prefix .. 'hint', '1', 'NX', 'PX', ARGV[8]) then  -- one hint is enough for all of them
   delivered[1][2] = 1
   if ARGV[11] ~= '' then  -- last, for it may be another database

@@ -134,6 +134,11 @@ class Store(Keyspace):
     def _mget(self, *keys: bytes) -> list[bytes | None]:
         return [value if isinstance(value := self.get(key), bytes) else None for key in keys]
 
+    def _mset(self, *pairs: bytes) -> bytes:
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            self._set(key, value)
+        return Status(b"OK")
+
     def _set(self, key: bytes, value: bytes, *options: bytes) -> bytes | None:
         name, flags = key.decode(errors="surrogateescape"), {option.upper() for option in options}
         there = self.get(key) is not None
