@@ -157,14 +157,14 @@ def _none_taken() -> AbstractContextManager[object]:
     return patch.object(Look, "taken", property(lambda _: set(), lambda *_: None), create=True)
 
 
-FIRST_STANDS = "if redis.call('HEXISTS', race_prefix .. rec, 'won') == 1 then return 'LOST' end"
+FIRST_STANDS = "if not none and redis.call('HEXISTS', race, 'won') == 1 then return 'LOST' end"
 SAME_ARMING = "if not m or m.arming ~= arming or not m.armed[trigger] then return 'STALE' end"
 ANY_ARMING = "if not m or not m.armed[trigger] then return 'STALE' end"
 SAME_STARTED = SAME_ARMING.replace("'STALE'", "{'STALE'}")
 ANY_STARTED = ANY_ARMING.replace("'STALE'", "{'STALE'}")
 OWN_TOKEN = "if ARGV[6] ~= '' and redis.call('HGET', race, 'task:' .. trigger) ~= ARGV[6] then return {'STALE', 0} end"
 IN_TIME = "if deadline and deadline <= now then return 'LATE' end"
-SAME_GUARD = "type(raw) ~= 'string' or raw:sub(1, #expected) ~= expected"
+SAME_GUARD = "not raw or raw:sub(1, #expected) ~= expected"
 REMOVED_WITH_IT = "redis.call('LREM', requests, 1, request) == 0"
 
 MUTATIONS = [
@@ -181,8 +181,8 @@ MUTATIONS = [
     Mutation("requests are not watched", unwatched("requests"), "unsendable", ("relay_unsendable", "relay_unsendable")),
     Mutation("watchers are not watched", all_of(by_look, unwatched("watchers")), "followed",
              ("stopped_first", "drain")),
-    Mutation("a claim removes its entry", scripted("claim", ("redis.call('ZADD', KEYS[1], now + wait, entry)",
-             "redis.call('ZREM', KEYS[1], entry)")), "claimed", ("lease_passes", "drain")),
+    Mutation("a claim removes its entry", scripted("claim", ("many('ZADD', KEYS[1], leased)",
+             "many('ZREM', KEYS[1], leased)")), "claimed", ("lease_passes", "drain")),
     Mutation("armings and attempts have no id", scripted("*", (SAME_ARMING, ANY_ARMING), (SAME_STARTED, ANY_STARTED),
              (OWN_TOKEN, "if false then return {'STALE', 0} end")), "again", ("stopped_first", "attempt_under_way")),
     Mutation("the last recorded outcome stands", scripted("*", (FIRST_STANDS, "")), "waiting",
@@ -222,7 +222,7 @@ MUTATIONS = [
              "ending", ("stopped_first", "pump")),
     Mutation("a script does not register who comes to wait", scripted("move", ("put('ZADD', prefix .. 'waiting:'",
              "put('EXISTS', prefix .. 'waiting:'")), "claimed", ("stopped_first", "signal_end")),
-    Mutation("a signal does not ask for its attempt", scripted("signal", ("redis.call('GET', marker)", "false")),
+    Mutation("a signal does not ask for its attempt", scripted("signal", ("if answered[marker] then", "if false then")),
              "waiting", ("signal_unnamed", "pump"), 1),
     Mutation("retention does not look again", scripted("forget", ("if redis.call('EXISTS', KEYS[1]) == 1 then",
              "if false then")), "over", ("sweep", "add_short")),
