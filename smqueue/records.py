@@ -25,6 +25,11 @@ def compact(data: object) -> str:
     return _encode(data).decode()
 
 
+def compact_bytes(data: object) -> bytes:
+    """The same, for what only Redis reads."""
+    return _encode(data)
+
+
 def loads(raw: bytes | str) -> Any:
     """The data of a JSON text; raises ValueError when it is none."""
     try:

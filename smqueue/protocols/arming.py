@@ -8,6 +8,8 @@ from datetime import timedelta
 from random import randrange
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec import Raw
+
 from smqueue.chain import Chain
 from smqueue.handlers import Handler
 from smqueue.instances import Push
@@ -242,7 +244,7 @@ def note(keys: Keys, op: str, *entries: Mapping[str, Any], told: int = 0) -> lis
 
 
 def step_entry(
-    active: Active, field: str, at_us: int, commit_id: str, terminal: bool = False, **more: Any
+    active: Active, field: str, at_us: int | Raw, commit_id: str, terminal: bool = False, **more: Any
 ) -> dict[str, Any]:
     """One entry of a history: a machine has entered a state."""
     entry: dict[str, Any] = {
@@ -251,8 +253,12 @@ def step_entry(
         "to": field,
         "at": at_us,
         "commit": commit_id,
+        "version": active.version,
     }
-    return {**entry, "version": active.version, **({"terminal": True} if terminal else {}), **more}
+    if terminal:
+        entry["terminal"] = True
+    entry.update(more)
+    return entry
 
 
 def first_entry(field: str, active: Active) -> dict[str, Any]:
@@ -280,9 +286,12 @@ def counted(keys: Keys, source: str, target: str, how: str, times: int = 1, *, e
 
     A terminal state is marked: nothing ever leaves it, and yet nothing is active in it.
     """
-    module, left = _type_of(source)
-    other, entered = _type_of(target)
-    return ("HINCRBY", keys.moves, f"{module or other} {left} {entered}{'!' if ends else ''} {how}", times)
+    return ("HINCRBY", keys.moves, edge(*_type_of(source), *_type_of(target), how, ends=ends), times)
+
+
+def edge(module: str, left: str, other: str, entered: str, how: str, *, ends: bool) -> str:
+    """How such a move is counted; all of it encoded, as in fields."""
+    return f"{module or other} {left} {entered}{'!' if ends else ''} {how}"
 
 
 def counted_all(keys: Keys, moves: Iterable[tuple[str, str]], how: str) -> list[Command]:

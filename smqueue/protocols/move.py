@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
+from functools import lru_cache
 from random import randrange
 from typing import Any, Literal, NamedTuple
+
+from msgspec import Raw
 
 from smqueue.buffer import INCREMENTS, KIND_OF_WRITE, Buffer
 from smqueue.instances import Instances
 from smqueue.keys import HOSTED_KINDS, Keys, encode
-from smqueue.protocols.arming import counted, first_entry, step_entry
+from smqueue.protocols.arming import edge, first_entry, step_entry
 from smqueue.protocols.begin import waits_of
 from smqueue.protocols.bounds import PARK_MS, UPDATES_KEPT, WATCH_MS
 from smqueue.protocols.claim import Claimed
 from smqueue.protocols.past import ended_record, left_record
 from smqueue.protocols.spawn import Spawned
-from smqueue.records import Active, Placed, compact
+from smqueue.records import Active, Placed, compact, compact_bytes
 from smqueue.roundtrip import Arg, Steps, call_each
 from smqueue.transaction import Transaction
 
-NOW = "\0"
+NOW = Raw(b"\0")
 """Stands for the clock in what a script stores: JSON has none of its own."""
 MOST_WRITES = 100
 """More commands than this, or as many arguments of one, are for EXEC: Lua can take no more than some thousands."""
@@ -64,16 +68,16 @@ def move(
     Raises:
         LostReply: It may have been applied.
     """
-    machine, left, ends = it.machine, it.placed, to.type.terminal
-    if to.wide or left.wide or machine.field in {to.field, *to.older} or tx.starting or tx.requests:
+    machine, active, left, ends = it.machine, it.active, it.placed, to.type.terminal
+    if to.wide or left.wide or machine.field == to.field or machine.field in to.older or tx.starting or tx.requests:
         return None
     spelled = bool(to.older) or instances.current(left) is not left  # may be there under another field
-    if spelled and not it.active.lone:
+    if spelled and not active.lone:
         return None
-    registered, scheduled = list[str](), list[str]()
+    registered, scheduled = list[tuple[str, str]](), list[str]()
     for name, wait in machine.armed.items():
         if isinstance(wait, str):
-            registered += [encode(wait), name]
+            registered.append((wait, name))
         elif isinstance(wait, list):
             if wait[0] in NEVER:
                 return None
@@ -82,38 +86,50 @@ def move(
     writes = _writes(tx.buffer)
     if waits is None or writes is None or instances.chain is not None:
         return None
-    keep = to.type.module.keep
-    args = (
-        keys.prefix, WATCH_MS, UPDATES_KEPT, encode(left.module), encode(left.type.name), len(registered) // 2,
-        len(scheduled), counted(keys, machine.field, to.field, encode(it.won), ends=ends)[2],
-        "end" if ends else "", "" if keep is None else round(keep.total_seconds() * 1000),
-        "1" if spelled else "", *registered, *scheduled,
+    module = to.type.module
+    args = _in_common(
+        keys.prefix, left.module, left.type.name, to.type.name, it.won, tuple(registered), tuple(scheduled),
+        ends=ends, keep=module.keep, spelled=spelled,
     )  # fmt: skip
-    step, version = it.active.step + 1, to.type.module.version
-    moved = Active(it.active.machine, step, 0, version, commit_id, lone=False)
-    entry = compact(step_entry(moved, to.field, 0, commit_id, terminal=ends, won=it.won))
+    moved = Active(active.machine, active.step + 1, 0, module.version, commit_id, lone=False)
+    armed: tuple[Arg, ...] = ()
     if ends:
-        there = compact({**ended_record(moved.machine, step, version, 0, commit_id), "visits": 1})
-        there = there.replace('"at":0,"exited":0', f'"at":{NOW},"exited":{NOW}', 1)
-        armed: tuple[Arg, ...] = ()
+        ended = ended_record(moved.machine, moved.step, moved.version, NOW, commit_id)
+        ended["visits"] = 1
+        there = compact_bytes(ended)
     else:
-        there = moved.dump().replace(",0,", f",{NOW},", 1)
+        there = moved.dump().encode().replace(b",0,", b",%b," % bytes(NOW), 1)
         begins = f'["{commit_id}",0,{compact(to.op)},{compact(to.field)},{{'
         closes = "},1]" if to.type.on_cancel is not None else "}]"
         armed = (begins, closes, PARK_MS + randrange(PARK_MS // 10), len(waits), *waits)
     own = (
         to.op, encode(to.op), commit_id, machine.field, left.record, machine.guard, machine.arming,
-        compact(first_entry(machine.field, it.active)) if it.active.lone else "",
-        left_record(it, {}, 0, commit_id, to=to.field).replace('"exited":0', f'"exited":{NOW}', 1),
-        to.field, to.record, entry.replace('"at":0', f'"at":{NOW}', 1), there, *armed, *writes,
+        compact_bytes(first_entry(machine.field, active)) if active.lone else "",
+        left_record(it, {}, NOW, commit_id, to=to.field), to.field, to.record,
+        compact_bytes(step_entry(moved, to.field, NOW, commit_id, ends, won=it.won)), there, *armed, *writes,
     )  # fmt: skip
     names = (keys.schedule, *[str(key) for name, key, *_ in tx.buffer.writes if name != "PUBLISH"])
     done: tuple[int, str] | None = yield from call_each("move", names, args, own, _moved, commits=True)
     if done is None:
         return None
     at_us, torn = done
-    there_now = Spawned(to, moved._replace(at_us=at_us))
+    there_now = Spawned(to, Active(moved.machine, moved.step, at_us, moved.version, commit_id, lone=False))
     return Transitioned("torn" if torn else "moved", there_now, hint=bool(torn), detail=torn)
+
+
+@lru_cache(maxsize=1024)
+def _in_common(
+    prefix: str, module: str, left: str, to: str, won: str, registered: Sequence[tuple[str, str]],
+    scheduled: Sequence[str], *, ends: bool, keep: timedelta | None, spelled: bool,
+) -> tuple[Arg, ...]:  # fmt: skip
+    """What all have in common that leave one state type for another, as a script takes it."""
+    here = encode(module)
+    return (
+        prefix, WATCH_MS, UPDATES_KEPT, here, encode(left), len(registered), len(scheduled),
+        edge(here, encode(left), here, encode(to), encode(won), ends=ends), "end" if ends else "",
+        "" if keep is None else round(keep.total_seconds() * 1000), "1" if spelled else "",
+        *[part for signal, name in registered for part in (encode(signal), name)], *scheduled,
+    )  # fmt: skip
 
 
 def _moved(reply: Any) -> tuple[int, str] | None:

@@ -5,37 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec import Raw
+
 from smqueue.protocols.claim import Claimed
-from smqueue.records import compact, kind_of
+from smqueue.records import compact_bytes, kind_of
 
 
-def left_record(it: Claimed, before: Mapping[str, Any], now_us: int, commit_id: str, **more: Any) -> str:
+def left_record(it: Claimed, before: Mapping[str, Any], now_us: int | Raw, commit_id: str, **more: Any) -> bytes:
     """The inactive record of a state that is left: first times kept, visits counted, who won, what the losers did."""
+    active, race, won, at_ms = it.active, it.race, it.won, it.at_ms
     losers: dict[str, Any] = {}
     for name, wait in it.machine.armed.items():
-        if name != it.won:
-            tries = it.race.get(f"tries:{name}")
-            losers[name] = {"kind": kind_of(wait), **({"left_ms": wait - it.at_ms} if isinstance(wait, int) else {})}
-            losers[name].update({"tries": int(tries)} if tries else {})
-    return compact(
+        if name == won:
+            continue
+        loser: dict[str, Any] = {"kind": kind_of(wait)}
+        losers[name] = loser
+        if isinstance(wait, int):
+            loser["left_ms"] = wait - at_ms
+        if tries := race.get(f"tries:{name}"):
+            loser["tries"] = int(tries)
+    return compact_bytes(
         {
-            "machine": it.active.machine,
-            "step": it.active.step,
-            "at": before.get("at", it.active.at_us),
+            "machine": active.machine,
+            "step": active.step,
+            "at": before.get("at", active.at_us),
             "exited": now_us,
-            "version": before.get("version", it.active.version),
-            "made": it.active.made,
+            "version": before.get("version", active.version),
+            "made": active.made,
             "by": commit_id,
             "visits": before.get("visits", 0) + 1,
-            "won": it.won,
-            "won_at": it.at_ms,
+            "won": won,
+            "won_at": at_ms,
             "losers": losers,
             **more,
         }
     )
 
 
-def ended_record(machine: str, step: int, version: int, now_us: int, commit_id: str) -> dict[str, Any]:
+def ended_record(machine: str, step: int, version: int, now_us: int | Raw, commit_id: str) -> dict[str, Any]:
     """The inactive record of a terminal state, before its first visit is counted."""
     return {
         "machine": machine, "step": step, "at": now_us, "exited": now_us, "version": version,
