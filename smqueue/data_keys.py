@@ -16,8 +16,12 @@ LONGEST_MS = 2**62  # the server adds its clock, and refuses what then leaves 64
 class DataKeys:
     """Reads and writes of keys under one naming rule."""
 
-    def __init__(self, buffer: Buffer, name: Callable[[str], str]) -> None:
-        self._buffer, self._name = buffer, name
+    def __init__(self, buffer: Buffer) -> None:
+        self._buffer = buffer
+
+    def _name(self, key: str) -> str:
+        """The full name of a key."""
+        raise NotImplementedError
 
     # --- reads ---------------------------------------------------------------------------------------------------
 
@@ -139,6 +143,17 @@ class DataKeys:
             self._buffer.write("DEL", self._name(key))
 
 
+class NamedKeys(DataKeys):
+    """The same under a rule that somebody else has."""
+
+    def __init__(self, buffer: Buffer, name: Callable[[str], str]) -> None:
+        super().__init__(buffer)
+        self._by = name
+
+    def _name(self, key: str) -> str:
+        return self._by(key)
+
+
 def checked_key(key: object) -> str:
     """The key, if it can be one.
 
@@ -167,7 +182,7 @@ def checked_value(key: str, value: object) -> Value:
 
 def _encodable(text: str) -> bool:
     try:
-        return bool(text.encode()) or not text
+        return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from smqueue.buffer import Buffer, Value
-from smqueue.data_keys import DataKeys, checked_key, checked_value
+from smqueue.data_keys import DataKeys, NamedKeys, checked_key, checked_value
 from smqueue.errors import (
     AmbiguousModule,
     CrossShard,
@@ -70,14 +70,15 @@ class Transaction(DataKeys):
         self.buffer = Buffer(known)
         self.starting: list[Placed] = []
         self.requests: list[dict[str, Any]] = []
-        super().__init__(self.buffer, self._inside)
+        super().__init__(self.buffer)
 
     @property
     def shared(self) -> DataKeys:
         """Keys outside of the module instance, by their full name."""
-        return DataKeys(self.buffer, self._outside)
+        return NamedKeys(self.buffer, self._outside)
 
-    def _inside(self, key: str) -> str:
+    # A method, and no attribute that holds one of its own: then each transaction would be garbage for the collector.
+    def _name(self, key: str) -> str:
         if self._module is None:
             raise InvalidKey("key", "this transaction has no module: give autocommit(module=…), or use tx.shared")
         return self._keys.data(self._module, checked_key(key))

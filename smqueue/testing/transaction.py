@@ -75,7 +75,7 @@ class FakeTransaction(Transaction):
         super().__init__(Keys(NAMESPACE), known, module.name if isinstance(module, Module) else module, {})
         self._begin()
         for key, value in (data or {}).items():
-            put(self._driver, self._inside(key), value)
+            put(self._driver, self._name(key), value)
         for key, value in (shared or {}).items():
             put(self._driver, self._outside(key), value)
 
@@ -121,7 +121,7 @@ class FakeTransaction(Transaction):
         Raises:
             WrongKind: A write would fail, and so would the commit.
         """
-        return self._after(self._inside(key))
+        return self._after(self._name(key))
 
     def shared_data(self, key: str) -> Any:
         """As ``data``, for a key written by ``tx.shared``."""
@@ -141,7 +141,7 @@ class FakeTransaction(Transaction):
     def _begin(self) -> None:
         self.buffer = _Direct(self._store)
         self.starting, self.requests = [], []
-        DataKeys.__init__(self, self.buffer, self._inside)
+        DataKeys.__init__(self, self.buffer)
 
     def _after(self, key: str) -> Any:
         before = self._store.snapshot()

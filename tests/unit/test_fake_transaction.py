@@ -123,7 +123,7 @@ def test_a_write_of_the_wrong_kind_is_refused() -> None:
         tx.data("other")
     with pytest.raises(WrongKind):
         tx.commit()
-    assert tx._store.do("EXISTS", tx._inside("other")) == 0
+    assert tx._store.do("EXISTS", tx._name("other")) == 0
 
 
 def test_machines_signals_and_tasks_are_seen() -> None:
