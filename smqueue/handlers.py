@@ -36,8 +36,8 @@ class Handler:
     may_stay: bool
     takes_context: bool
 
-    def apply(self, tx: Any, state: State, outcome: Any, context: Context[Any, Any]) -> State | None:
-        """Run the handler.
+    def apply(self, tx: Any, state: State, outcome: Any, context: Context[Any, Any] | None) -> State | None:
+        """Run the handler; a context is given to those that take one.
 
         Returns:
             The next state; or ``None`` to keep waiting.

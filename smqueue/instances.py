@@ -271,7 +271,7 @@ class Instances:
             raise UndecodableRecord(f"module {parsed.module} has no state {parsed.type}")
         try:
             data = self.secrets.opened("state", loads(parsed.state), op, parsed.module, parsed.type)
-            state = module.load(parsed.type, version, data)
+            state = state_type.load(version, data)
         except ValidationProblem as problem:
             raise UndecodableRecord(f"{parsed.type}.{problem.field}: {problem.problem}") from None
         except (SecretDamaged, SecretKeyMissing):
@@ -305,20 +305,26 @@ class Instances:
 
     def handlers(self, placed: Placed) -> Mapping[str, Handler]:
         """The handlers that race in a state, by name, in declaration order."""
-        instance = self.get(placed.module)
         if not placed.type.dynamic:
             return _by_name(placed.type.handlers)
+        instance = self.get(placed.module)
         glob = self.global_context(placed.module, placed.op)
         return _by_name(instance.module.handlers(placed.state, instance.context, glob))
 
     def apply(
-        self, handler: Handler, tx: Transaction, placed: Placed, outcome: Any, context: Context[Any, Any]
+        self,
+        handler: Handler,
+        tx: Transaction,
+        placed: Placed,
+        outcome: Any,
+        context: Callable[[], Context[Any, Any]],
     ) -> State | None:
-        """Run a handler within its module's time limit."""
+        """Run a handler within its module's time limit; its context is made only if it takes one."""
+        given = context() if handler.takes_context else None
         began = time.perf_counter()
         try:
             with self.time_limit(f"handler {handler.name}", placed.type.module.handler_timeout.total_seconds()):
-                return handler.apply(tx, placed.state, outcome, context)
+                return handler.apply(tx, placed.state, outcome, given)
         finally:
             self.ran(placed, handler.name, time.perf_counter() - began)
 

@@ -202,7 +202,7 @@ class StateType:
             UndecodableRecord: A migration raised, or returned something else than a dict.
             ValidationProblem: The data do not fit the schema.
         """
-        for since in sorted(self.migrations):
+        for since in sorted(self.migrations) if self.migrations else ():
             if version < since:
                 step = f"the migration of {self.name} to version {since}"
                 try:

@@ -380,7 +380,7 @@ def undo(
                 keys,
                 instances,
                 placed.module,
-                lambda tx: _run(instances, handler, tx, placed, noted.reason or None, context),
+                lambda tx: _run(instances, handler, tx, placed, noted.reason or None, lambda: context),
                 look,
                 elsewhere,
             )

@@ -196,22 +196,23 @@ def parse_row(instances: Instances, row: Sequence[Any], now_us: int) -> Claimed 
     active = Active.parse(raw_active)
     if not isinstance(raw_race, list):
         raise UndecodableRecord(f"its race is unreadable: {type(raw_race).__name__}")
-    flat = iter([part.decode() for part in raw_race])
-    race = dict(zip(flat, flat, strict=True))
+    flat = [part.decode() for part in raw_race]
+    race = dict(zip(flat[::2], flat[1::2], strict=True))
     _, placed = instances.load(machine.op, machine.field, active.version)
-    _, _, trigger = text(entry).partition(":")[2].partition(":")
+    name = text(entry)
+    trigger = name.partition(":")[2].partition(":")[2]
     if trigger:
         if trigger not in machine.armed:
             raise UndecodableRecord(f"trigger {trigger} is not armed")
-        return Armed(text(entry), machine, active, placed, race, trigger)
+        return Armed(name, machine, active, placed, race, trigger)
     if "won" in race:
         won, value, at_ms = race["won"], race["value"], int(race["at"])
-        return Claimed(text(entry), machine, active, placed, race, won, value, at_ms, raw_machine)
+        return Claimed(name, machine, active, placed, race, won, value, at_ms, raw_machine)
     deadline = deadline_ms(machine.armed)
     if deadline is None or deadline > now_us // 1000:
         raise UndecodableRecord("claimed without an outcome")
-    won = next(name for name, wait in machine.armed.items() if wait == deadline)
-    return Claimed(text(entry), machine, active, placed, race, won, "null", deadline, raw_machine)
+    won = next(trigger for trigger, wait in machine.armed.items() if wait == deadline)
+    return Claimed(name, machine, active, placed, race, won, "null", deadline, raw_machine)
 
 
 def _op(row: Sequence[Any]) -> str:

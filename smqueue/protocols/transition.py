@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ from smqueue.standing import (
     standing_looks,
     watchers,
 )
-from smqueue.states import State
+from smqueue.states import Context, State
 from smqueue.tracing import Span, header_of
 from smqueue.transaction import Transaction
 from smqueue.trigger_types import Poll
@@ -89,17 +90,21 @@ def transition(
 
     Redis: 2 round trips (WATCH and reads, MULTI/EXEC), one more for each dependent ``tx.get``.
     """
-    op, instance = it.machine.op, instances.get(it.placed.module)
-    guard, inactive = keys.machine(it.machine.record), keys.inactive(op)
-    handler = instances.handlers(it.placed).get(it.won)
+    op, placed = it.machine.op, it.placed
+    instance = instances.get(placed.module)
+    handler = instances.handlers(placed).get(it.won)
     if handler is None:
-        raise UndecodableRecord(f"state {it.placed.type.name} has no handler {it.won} any more")
+        raise UndecodableRecord(f"state {placed.type.name} has no handler {it.won} any more")
     outcome = _outcome(instances, handler, it)
-    context = instances.context(it.placed, it.active.machine, attempt_id(it.machine.entry, it.won))
     doubt, history_begun = False, set[str]()
 
+    @cache
+    def context() -> Context[Any, Any]:
+        attempt = attempt_id(f"{placed.record}:{it.machine.arming}", it.won)
+        return instances.context(placed, it.active.machine, attempt)
+
     def run(tx: Transaction) -> State | None:
-        return instances.apply(handler, tx, it.placed, outcome, context)
+        return instances.apply(handler, tx, placed, outcome, context)
 
     decider = run if span is None else span.inside(run)
     for attempt in range(MAX_ATTEMPTS):
@@ -108,7 +113,8 @@ def transition(
             span.happened("conflict")
         try:
             if doubt:  # still ours to do, or done already? Asked before the handler runs again
-                mine, past = yield from read([], ("GET", guard), ("HGET", inactive, it.machine.field))
+                asked = (("GET", keys.machine(placed.record)), ("HGET", keys.inactive(op), it.machine.field))
+                mine, past = yield from read([], *asked)
                 if (known := _own(it, commit_id, guard_of(mine), past)) is not None:
                     return Transitioned(known, hint=known != "stale")
             decided = yield from decide(keys, instances, instance.id, decider, look, {op, *history_begun})
@@ -122,7 +128,7 @@ def transition(
                 if moved is not None:
                     return moved
             yield from _look(keys, instances, it, to, tx, look)
-            if (raw := look.known["GET", guard]) != it.raw and guard_of(raw) != it.machine.guard:
+            if (raw := look.known["GET", keys.machine(placed.record)]) != it.raw and guard_of(raw) != it.machine.guard:
                 return Transitioned("stale")
             if control := next((key for key in controls(keys, it.placed) if look.known["GET", key] is not None), ""):
                 return Transitioned("held", detail=control)

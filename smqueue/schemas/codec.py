@@ -47,7 +47,11 @@ class Codec(Generic[T]):
             ValidationProblem: It does not fit; ``field`` is the dotted path within the value, or what the value is
                 called when the value itself is wrong.
         """
-        return self._run(self._field.encode, value)
+        try:
+            return self._field.encode(value)
+        except (ValidationProblem, RecursionError) as error:
+            found = error
+        raise self._problem(found)
 
     def load(self, data: JsonValue) -> T:
         """The value of JSON-ready data, without coercion.
@@ -55,7 +59,11 @@ class Codec(Generic[T]):
         Raises:
             ValidationProblem: As in ``dump``.
         """
-        return self._run(self._field.decode, data)
+        try:
+            return self._field.decode(data)
+        except (ValidationProblem, RecursionError) as error:
+            found = error
+        raise self._problem(found)
 
     def check(self, value: T) -> JsonValue:
         """Dump a value, and make sure that it will come back as it is: same type, same value, same bytes.
@@ -82,14 +90,10 @@ class Codec(Generic[T]):
         """A copy of dumped data with each of its secrets replaced by what ``cover`` returns for it."""
         return self._field.veil(data, cover) if self.secret_fields else data
 
-    def _run(self, convert: Any, value: Any) -> Any:
-        try:
-            return convert(value)
-        except ValidationProblem as problem:
-            found = problem
-        except RecursionError:
-            found = ValidationProblem("", "nested too deeply, or in itself")
-        raise ValidationProblem(found.field or self._where, found.problem)
+    def _problem(self, found: ValidationProblem | RecursionError) -> ValidationProblem:
+        if isinstance(found, RecursionError):
+            return ValidationProblem(self._where, "nested too deeply, or in itself")
+        return ValidationProblem(found.field or self._where, found.problem)
 
 
 def codec_for(hint: Any, *, identity: bool, where: str) -> Codec[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from smqueue.buffer import NeedRead
@@ -40,7 +40,7 @@ class Decisions:
             raise Unsound(self._problem)
 
     def _applied(
-        self, handler: Handler, tx: Transaction, placed: Placed, outcome: Any, context: Context[Any, Any]
+        self, handler: Handler, tx: Transaction, placed: Placed, outcome: Any, context: Callable[[], Context[Any, Any]]
     ) -> State | None:
         try:
             result = self._apply(handler, tx, placed, outcome, context)
@@ -54,7 +54,7 @@ class Decisions:
             came = f"{placed.op} ends in {placed.state}, cancelled"
         self.story.append(f"{handler.name} runs: {came}")
         reads = sorted(repr(pair) for pair in tx.buffer.known.items())
-        given = (context.attempt_id, handler.name, repr(outcome), *reads)
+        given = (context().attempt_id, handler.name, repr(outcome), *reads)
         asked = [{name: value for name, value in one.items() if name != "id"} for one in tx.requests]
         decided = (repr(result), list(tx.buffer.writes), [one.record for one in tx.starting], asked)
         before = self._made.setdefault(given, decided)
