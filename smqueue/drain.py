@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NamedTuple
 
 from smqueue.cancelling import WORKER_S
@@ -62,6 +63,8 @@ class Sent(NamedTuple):
 
     due: Due
     claimed: Sequence[Claimed]
+    leases: Sequence[Lease]
+    """Of each."""
     ids: Sequence[str]
     spans: Sequence[Span | None]
     started: Started[list[Run[Transitioned]]]
@@ -195,11 +198,11 @@ class Drain:
 
     def _begin(self, due: Due, ahead: bool) -> Moving:
         """Run the handlers of what was claimed; with ``ahead`` their commit is sent, too."""
-        limit = max((c.placed.type.module.handler_timeout.total_seconds() for c in due.machines), default=0) * 2
+        longest = max({one.placed.type.module.handler_timeout for one in due.machines}, default=timedelta())
         leases = [self._lease(one) for one in due.machines]
-        self.leases.add(leases, limit + 5)
+        self.leases.add(leases, longest.total_seconds() * 2 + 5)
         try:
-            return Moving(due, leases, self._send(due, due.machines, ahead) if due.machines else None)
+            return Moving(due, leases, self._send(due, due.machines, leases, ahead) if due.machines else None)
         except BaseException:
             self.leases.release(leases)
             raise
@@ -208,14 +211,14 @@ class Drain:
         """See how the commit has ended, and move those that were not in it; returns how many have moved."""
         due, sent, moved = moving.due, moving.sent, 0
         try:
-            steady = list(due.machines)
+            steady, leases = due.machines, moving.leases
             while sent is not None:
                 began = time.monotonic()
                 done = self._settle(sent, due.watched)
                 self._size((sent.took_s + time.monotonic() - began) / done)
                 moved += done
-                steady = steady[done:]
-                sent = self._send(due, steady) if steady else None
+                steady, leases = steady[done:], leases[done:]
+                sent = self._send(due, steady, leases) if steady else None
         finally:
             self.leases.release(moving.leases)
         moving.sent = None
@@ -246,10 +249,9 @@ class Drain:
             self._unreadable(Unreadable(suspect.entry, suspect.entry.partition(":")[0], suspect.op, problem))
             return 0
         assert isinstance(machine, Claimed)
-        with self.leases.hold(
-            [self._lease(machine)], machine.placed.type.module.handler_timeout.total_seconds() * 2 + 5
-        ):
-            return self._settle(self._send(due, [machine]), due.watched, alone=True)
+        leases = [self._lease(machine)]
+        with self.leases.hold(leases, machine.placed.type.module.handler_timeout.total_seconds() * 2 + 5):
+            return self._settle(self._send(due, [machine], leases), due.watched, alone=True)
 
     def _lease(self, one: Claimed) -> Lease:
         return Lease(self.keys, self.keys.schedule, one.entry, one.machine.guard)
@@ -258,13 +260,13 @@ class Drain:
         """Claim no more than a group's time: what is claimed here cannot be run elsewhere."""
         self._batch = max(1, min(LARGEST_BATCH, int(GROUP_S / max(seconds_each, 1e-6)), self._batch * 2))
 
-    def _send(self, due: Due, claimed: Sequence[Claimed], ahead: bool = False) -> Sent:
+    def _send(self, due: Due, claimed: Sequence[Claimed], leases: Sequence[Lease], ahead: bool = False) -> Sent:
         """Run handlers, of as many as fit into one group."""
         ids, spans, began = [new_id() for _ in claimed], list[Span | None](), time.monotonic()
         protocols = (self._begun(one, commit_id, spans) for one, commit_id in zip(claimed, ids, strict=True))
         steps = self.tallies.conflicts(group(protocols, GROUP_S))
         started = self.driver.start(steps) if ahead else Later(self.driver, steps)
-        return Sent(due, claimed, ids, spans, started, time.monotonic() - began)
+        return Sent(due, claimed, leases, ids, spans, started, time.monotonic() - began)
 
     def _settle(self, sent: Sent, watched: bool, alone: bool = False) -> int:
         """See what has become of a group; returns how many it was of."""
@@ -273,7 +275,7 @@ class Drain:
         elapsed_us = int((time.perf_counter() - sent.due.read_s) * 1_000_000)
         requests: list[bytes] = []
         hint = False
-        self.leases.release([self._lease(one) for one in claimed[: len(ended)]])
+        self.leases.release(sent.leases[: len(ended)])
         for one, commit_id, run, span in zip(claimed, ids, ended, spans, strict=False):
             if run.error is not None:
                 if span is not None:
@@ -287,7 +289,8 @@ class Drain:
             self.tallies.committed(one, done.kind, sent.due.now_us, elapsed_us)
             requests += done.requests
             hint = hint or done.hint
-            self._after(one, commit_id, done, watched)
+            if watched or done.kind in {"held", "torn"}:
+                self._after(one, commit_id, done, watched)
         if hint:
             self.outbound.hint(self.keys.namespace, self.keys.shard)
         self.relay.own(requests)

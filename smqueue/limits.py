@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 from smqueue.errors import HandlerTimeout
@@ -50,7 +51,7 @@ def time_limit(what: str, seconds: float) -> Generator[None]:
     Raises:
         HandlerTimeout: In the block, when its time is up.
     """
-    if not _interruptible():
+    if _taken != get_ident() and not _interruptible():
         running = Overrun(what, seconds, time.monotonic())
         _running.add(running)
         try:
@@ -80,15 +81,16 @@ def alarms() -> Generator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, _alarm)
-    _taken = True
+    _taken = get_ident()
     try:
         yield
     finally:
-        _taken = False
+        _taken = 0
         signal.signal(signal.SIGALRM, before)
 
 
-_taken = False
+_taken = 0
+"""The thread that has taken it, which is the main one; 0: none."""
 _limited: list[tuple[str, float]] = []
 """What the main thread is running, and for how many seconds it may."""
 
