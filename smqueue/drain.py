@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
 
+from smqueue import tracing
 from smqueue.cancelling import WORKER_S
 from smqueue.drivers.driver import Driver, Later, Started
 from smqueue.drivers.group import group
@@ -263,7 +264,7 @@ class Drain:
     def _send(self, due: Due, claimed: Sequence[Claimed], leases: Sequence[Lease], ahead: bool = False) -> Sent:
         """Run handlers, of as many as fit into one group."""
         ids, spans, began = [new_id() for _ in claimed], list[Span | None](), time.monotonic()
-        protocols = (self._begun(one, commit_id, spans) for one, commit_id in zip(claimed, ids, strict=True))
+        protocols = self._begun(claimed, ids, spans)
         steps = self.tallies.conflicts(group(protocols, GROUP_S))
         started = self.driver.start(steps) if ahead else Later(self.driver, steps)
         return Sent(due, claimed, leases, ids, spans, started, time.monotonic() - began)
@@ -296,9 +297,13 @@ class Drain:
         self.relay.own(requests)
         return len(ended)
 
-    def _begun(self, one: Claimed, commit_id: str, spans: list[Span | None]) -> Steps[Transitioned]:
-        spans.append(span := transition_span(one))
-        return transition(self.keys, self.instances, one, commit_id, span)
+    def _begun(
+        self, claimed: Sequence[Claimed], ids: Sequence[str], spans: list[Span | None]
+    ) -> Iterator[Steps[Transitioned]]:
+        traced = tracing.on()
+        for one, commit_id in zip(claimed, ids, strict=True):
+            spans.append(span := transition_span(one) if traced else None)
+            yield transition(self.keys, self.instances, one, commit_id, span)
 
     def _after(self, one: Claimed, commit_id: str, done: Transitioned, watched: bool) -> None:
         match done.kind:
