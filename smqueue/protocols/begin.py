@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from random import randrange
-from typing import Any
+from typing import Any, NamedTuple
 
 from smqueue.instances import Instances
 from smqueue.keys import Keys, encode
@@ -36,11 +37,12 @@ def begin(
     undo = int(placed.type.on_cancel is not None)
     args = (
         keys.prefix, encode(placed.module), version, counted(keys, "", field, ADDED)[2],
-        "" if max_active is None else max_active, WATCH_MS, UPDATES_KEPT,
+        "" if max_active is None else max_active, WATCH_MS, UPDATES_KEPT, len(waits.triggers), *waits.triggers,
     )  # fmt: skip
     own = (
         commit_id, op, encode(op), field, compact(op), compact(field), placed.record,
-        f",{undo},{compact(trace)}]" if trace else ",1]" if undo else "]", PARK_MS + randrange(PARK_MS // 10), *waits,
+        f",{undo},{compact(trace)}]" if trace else ",1]" if undo else "]", PARK_MS + randrange(PARK_MS // 10),
+        *waits.deadlines,
     )  # fmt: skip
     try:
         found: tuple[int, bool] | None = yield from call_each("begin", (keys.schedule,), args, own, _begun)
@@ -55,17 +57,30 @@ def _begun(reply: Any) -> tuple[int, bool] | None:
     return None if reply is None else (int(reply[0]), bool(reply[1]))
 
 
-def waits_of(instances: Instances, placed: Placed) -> list[Arg] | None:
-    """What the triggers of a state wait for, as scripts take it; ``None``: not signals and deadlines alone."""
-    waits, signals = list[Arg](), list[str]()
+class Waits(NamedTuple):
+    """What the triggers of a state wait for, as scripts take it."""
+
+    triggers: tuple[Arg, ...]
+    """What is the same for all machines in a state of that type: four for each, see ``template`` in ``_common.lua``."""
+    deadlines: tuple[Arg, ...]
+
+
+def waits_of(instances: Instances, placed: Placed) -> Waits | None:
+    """What the triggers of a state wait for; ``None``: not signals and deadlines alone."""
+    triggers, deadlines, signals = list[Arg](), list[Arg](), list[str]()
     for name, handler in instances.handlers(placed).items():
         match handler.trigger:
             case Signal() as signal if signal.name not in signals:
                 signals.append(signal.name)
-                waits += [compact(name), "=", compact(signal.name), encode(signal.name), name]
+                triggers += _trigger(name, signal.name)
             case Deadline() as deadline if (due_us := deadline.due_us(placed.state, 0)) < FAR_US:
-                wait = ("+", due_us) if deadline.relative else ("=", -(-due_us // 1000))
-                waits += [compact(name), *wait, "", ""]
+                triggers += _trigger(name, "")
+                deadlines.append(f"+{due_us}" if deadline.relative else -(-due_us // 1000))
             case _:
                 return None
-    return waits
+    return Waits(tuple(triggers), tuple(deadlines))
+
+
+@lru_cache(maxsize=1024)
+def _trigger(name: str, signal: str) -> tuple[Arg, ...]:
+    return (compact(name), compact(signal), encode(signal), name) if signal else (compact(name), "", "", name)

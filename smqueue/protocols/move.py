@@ -14,7 +14,7 @@ from smqueue.buffer import INCREMENTS, KIND_OF_WRITE, Buffer
 from smqueue.instances import Instances
 from smqueue.keys import HOSTED_KINDS, Keys, encode
 from smqueue.protocols.arming import edge, first_entry, step_entry
-from smqueue.protocols.begin import waits_of
+from smqueue.protocols.begin import Waits, waits_of
 from smqueue.protocols.bounds import PARK_MS, UPDATES_KEPT, WATCH_MS
 from smqueue.protocols.claim import Claimed
 from smqueue.protocols.past import ended_record, left_record
@@ -31,6 +31,8 @@ FAR = 2**52
 """What is added to a counter has to stay exact in Lua."""
 NEVER = HOSTED_KINDS | {"reached", "finished"}
 """Triggers that leave more behind than an entry in the schedule."""
+
+NO_WAITS = Waits((), ())
 
 
 class Transitioned(NamedTuple):
@@ -82,14 +84,14 @@ def move(
             if wait[0] in NEVER:
                 return None
             scheduled.append(name)
-    waits = [] if ends else waits_of(instances, to)
+    waits = NO_WAITS if ends else waits_of(instances, to)
     writes = _writes(tx.buffer)
     if waits is None or writes is None or instances.chain is not None:
         return None
     module = to.type.module
     args = _in_common(
         keys.prefix, left.module, left.type.name, to.type.name, it.won, tuple(registered), tuple(scheduled),
-        ends=ends, keep=module.keep, spelled=spelled,
+        waits.triggers, ends=ends, keep=module.keep, spelled=spelled,
     )  # fmt: skip
     moved = Active(active.machine, active.step + 1, 0, module.version, commit_id, lone=False)
     armed: tuple[Arg, ...] = ()
@@ -101,7 +103,7 @@ def move(
         there = moved.dump().encode().replace(b",0,", b",%b," % bytes(NOW), 1)
         begins = f'["{commit_id}",0,{compact(to.op)},{compact(to.field)},{{'
         closes = "},1]" if to.type.on_cancel is not None else "}]"
-        armed = (begins, closes, PARK_MS + randrange(PARK_MS // 10), len(waits), *waits)
+        armed = (begins, closes, PARK_MS + randrange(PARK_MS // 10), *waits.deadlines)
     own = (
         to.op, encode(to.op), commit_id, machine.field, left.record, machine.guard, machine.arming,
         compact_bytes(first_entry(machine.field, active)) if active.lone else "",
@@ -120,15 +122,16 @@ def move(
 @lru_cache(maxsize=1024)
 def _in_common(
     prefix: str, module: str, left: str, to: str, won: str, registered: Sequence[tuple[str, str]],
-    scheduled: Sequence[str], *, ends: bool, keep: timedelta | None, spelled: bool,
+    scheduled: Sequence[str], triggers: Sequence[Arg], *, ends: bool, keep: timedelta | None, spelled: bool,
 ) -> tuple[Arg, ...]:  # fmt: skip
     """What all have in common that leave one state type for another, as a script takes it."""
     here = encode(module)
     return (
         prefix, WATCH_MS, UPDATES_KEPT, here, encode(left), len(registered), len(scheduled),
         edge(here, encode(left), here, encode(to), encode(won), ends=ends), "end" if ends else "",
-        "" if keep is None else round(keep.total_seconds() * 1000), "1" if spelled else "",
+        "" if keep is None else round(keep.total_seconds() * 1000), "1" if spelled else "", len(triggers),
         *[part for signal, name in registered for part in (encode(signal), name)], *scheduled,
+        *triggers,
     )  # fmt: skip
 
 

@@ -87,23 +87,36 @@ local function rouse(flag, wake, delay, watch, put)
   if tonumber(delay) < tonumber(watch) and put('SET', flag, '1', 'NX', 'PX', watch) then put('PUBLISH', wake, '') end
 end
 
--- waits_from: what a machine is armed with, its JSON without braces, and when it is due, as text and as a number; nil when
--- a deadline has passed.
--- In ARGV from first to last, five for each trigger: its name in JSON, '=' or '+' (add the clock), what it waits for in JSON
--- or after how many µs, and for a signal its name as part of a key and the trigger's name. park: ms.
-local function waits_from(first, last, park)
-  local armed, due, due_text = '', now + park, nil
-  for i = first, last, 5 do
-    local wait = ARGV[i + 2]
-    if ARGV[i + 1] == '+' then wait = string.format('%.0f', math.ceil((now_us + wait) / 1000)) end
-    if ARGV[i + 3] == '' then
-      local deadline = tonumber(wait)
-      if deadline <= now then return nil end
-      if deadline < due then due, due_text = deadline, wait end
+-- template: what is the same for all who come to wait in one state. In ARGV from first to last, four for each trigger: its
+-- name in JSON; the signal that it waits for, in JSON and as part of a key, or both '' for a deadline; its name.
+-- Returns what stands before each deadline in the JSON of what a machine is armed with, without braces; what stands at its
+-- end; and of each signal {part of a key, trigger, which of all triggers}.
+local function template(first, last)
+  local before, text, signals = {}, '', {}
+  for i = first, last, 4 do
+    text = text .. (i == first and '' or ',') .. ARGV[i] .. ':' .. ARGV[i + 1]
+    if ARGV[i + 2] == '' then
+      before[#before + 1], text = text, ''
+    else
+      signals[#signals + 1] = {ARGV[i + 2], ARGV[i + 3], (i - first) / 4}
     end
-    armed = armed .. (i == first and '' or ',') .. ARGV[i] .. ':' .. wait
   end
-  return armed, due_text or string.format('%.0f', due), due
+  return before, text, signals
+end
+
+-- waits_from: what a machine is armed with, its JSON without braces, and when it is due, as text and as a number; nil when
+-- a deadline has passed. Those are in ARGV from own on: '+' and so many µs from now, or ms. park: ms.
+local function waits_from(before, ending, own, park)
+  local armed, due, due_text = '', now + park, nil
+  for i = 1, #before do
+    local wait = ARGV[own + i - 1]
+    if wait:sub(1, 1) == '+' then wait = string.format('%.0f', math.ceil((now_us + wait:sub(2)) / 1000)) end
+    local deadline = tonumber(wait)
+    if deadline <= now then return nil end
+    if deadline < due then due, due_text = deadline, wait end
+    armed = armed .. before[i] .. wait
+  end
+  return armed .. ending, due_text or string.format('%.0f', due), due
 end
 
 -- callers: from which argument to which those of each caller of a script are, who has in front how many.

@@ -1,30 +1,30 @@
 -- begin: start the first machine of an operation, one that waits for signals and deadlines and for nothing else.
 -- KEYS  schedule
--- ARGV  prefix of all keys; module as part of a key; version; its move; the most active machines or '', watch ms, updates kept;
+-- ARGV  prefix of all keys; module as part of a key; version; its move; the most active machines or '', watch ms, updates
+--         kept; how many arguments its triggers take; they, see `template`
 --       then of each: how many follow; id of the commit, and so of the machine; operation, and as part of a key; field; both
---         in JSON; record; what its machine key ends with; park ms; its triggers, see `waits_from`
+--         in JSON; record; what its machine key ends with; park ms; its deadlines, see `waits_from`
 -- Returns of each {now µs, 1 when watched}; nil when anything is there already, or has come: then nothing was written.
 -- What it writes is what `start` in spawn.py has EXEC write, byte for byte.
 local prefix, module, version = ARGV[1], ARGV[2], ARGV[3]
 local at = string.format('%.0f', now_us)
 
-local from, to = callers(8)
+local before, ending, signals = template(9, 8 + ARGV[8])
+local from = callers(9 + ARGV[8])
 
 -- unwanted: the keys that must not be there, of one caller or more.
 local inbox = ':' .. module .. ':'
-local function unwanted(found, first, last)
+local function unwanted(found, first)
   local op_key, n = ARGV[first + 2], #found
   found[n + 1], found[n + 2] = prefix .. 'active:' .. op_key, prefix .. 'inactive:' .. op_key
   found[n + 3], found[n + 4] = prefix .. 'history:' .. op_key, prefix .. 'watchers:' .. op_key
   found[n + 5] = prefix .. 'machine:' .. ARGV[first + 6]
-  for i = first + 9, last, 5 do
-    if ARGV[i + 3] ~= '' then found[#found + 1] = prefix .. 'inbox:' .. op_key .. inbox .. ARGV[i + 3] end
-  end
+  for i = 1, #signals do found[n + 5 + i] = prefix .. 'inbox:' .. op_key .. inbox .. signals[i][1] end
   return found
 end
 
 local all = {}
-for i = 1, #from do unwanted(all, from[i], to[i]) end
+for i = 1, #from do unwanted(all, from[i]) end
 local none_there = many('EXISTS', '', all) == 0
 local room = ARGV[5] ~= '' and ARGV[5] - redis.call('ZCARD', KEYS[1]) or #from
 local watched = redis.call('EXISTS', prefix .. 'watched')
@@ -32,17 +32,17 @@ local watched = redis.call('EXISTS', prefix .. 'watched')
 local begun, taken, replies, soonest = {}, {}, {}, nil  -- where the arguments of those are who have begun; their operations
 local machines, due_at, since = {}, {}, {'NX'}
 for i = 1, #from do
-  local first, last = from[i], to[i]
-  local id, op, op_key, _, op_json, field_json, rec, ending, park = unpack(ARGV, first, first + 8)
+  local first = from[i]
+  local id, op, op_key, _, op_json, field_json, rec, closes, park = unpack(ARGV, first, first + 8)
   local armed, due, due_ms
-  if #begun < room and not taken[op_key] and (none_there or many('EXISTS', '', unwanted({}, first, last)) == 0) then
-    armed, due, due_ms = waits_from(first + 9, last, park)
+  if #begun < room and not taken[op_key] and (none_there or many('EXISTS', '', unwanted({}, first)) == 0) then
+    armed, due, due_ms = waits_from(before, ending, first + 9, park)
   end
   if armed then
     local n = #begun
     begun[n + 1], taken[op_key] = first, true
     machines[2 * n + 1] = prefix .. 'machine:' .. rec
-    machines[2 * n + 2] = '["' .. id .. '",0,' .. op_json .. ',' .. field_json .. ',{' .. armed .. '}' .. ending
+    machines[2 * n + 2] = '["' .. id .. '",0,' .. op_json .. ',' .. field_json .. ',{' .. armed .. '}' .. closes
     due_at[2 * n + 1], due_at[2 * n + 2] = due, rec .. ':' .. id
     since[2 * n + 2], since[2 * n + 3] = now_text, op
     if not soonest or due_ms < soonest then soonest = due_ms end

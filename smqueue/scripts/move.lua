@@ -3,20 +3,22 @@
 -- ARGV  prefix of all keys; watch ms, updates kept; of the state left: its module and its type as parts of a key, how many of
 --         its signals it may be registered for, how many of its other triggers are in the schedule; how it moves; 'end' when
 --         the state entered is terminal, ms after which its operation may be forgotten then or ''; '1' when either state may be
---         there under another field; those signals as parts of a key, each with the name of its trigger; those other triggers
+--         there under another field; how many arguments the triggers of the state entered take; those signals as parts of a key,
+--         each with the name of its trigger; those other triggers; the triggers of the state entered, see `template`
 --       then of each: how many follow; operation, and as part of a key; id of the commit; of the state left: field, record,
 --         guard, arming, the entry of its adding if that is not in the history yet or '', the record that stays of it; of
 --         the state entered: field, record, its step, what is stored of it, active or (terminal) inactive; unless that is
---         terminal how its machine key begins and ends, park ms, how many arguments its triggers take, its triggers, see
---         `waits_from`; the handler's commands, each with its length in front. A NUL stands for now, in µs.
+--         terminal how its machine key begins and ends, park ms, its deadlines, see `waits_from`; the handler's commands, each
+--         with its length in front. A NUL stands for now, in µs.
 -- Returns of each {now µs, what failed while the rest was applied or ''}; nil when it takes a look to say what is to be done:
 -- then nothing was written. What it writes is what `_plan` in transition.py has EXEC write, byte for byte.
 local prefix, module, ends = ARGV[1], ARGV[4], ARGV[9] == 'end'
-local signals = 12 + 2 * ARGV[6]
-local others = signals + ARGV[7]
+local scheduled = 13 + 2 * ARGV[6]
+local after = scheduled + ARGV[7]
+local before, ending, signals = template(after, after - 1 + ARGV[12])
 local at = string.format('%.0f', now_us)
 local twice, waited_for = false, {}
-for i = 12, signals - 1, 2 do twice, waited_for[ARGV[i]] = twice or waited_for[ARGV[i]], true end
+for i = 13, scheduled - 1, 2 do twice, waited_for[ARGV[i]] = twice or waited_for[ARGV[i]], true end
 local forget_at = ARGV[10] ~= '' and string.format('%.0f', now + ARGV[10])
 local of_module = prefix .. 'control:module:' .. module
 local of_type = of_module .. ':' .. ARGV[5]
@@ -41,18 +43,16 @@ local function fits(first, last)
   return not number or number == '0' or #number <= 15 and number:find('^%-?[1-9]%d*$') ~= nil
 end
 
-local from, to = callers(others)
+local from, to = callers(after + ARGV[12])
 
 -- What one look for all callers shows: their machines, and whether any of what must not be there is.
 local machines, unwanted, pasts = {}, {of_module, of_type}, {}
 
 -- unwanted_of: the keys of one caller of which none may be there.
 local function unwanted_of(found, first)
-  local op_key = ARGV[first + 1]
-  found[#found + 1], found[#found + 2] = prefix .. 'watchers:' .. op_key, prefix .. 'control:' .. op_key
-  for i = first + 17, ends and 0 or first + 16 + ARGV[first + 16], 5 do
-    if ARGV[i + 3] ~= '' then found[#found + 1] = prefix .. 'inbox:' .. op_key .. ':' .. module .. ':' .. ARGV[i + 3] end
-  end
+  local op_key, n = ARGV[first + 1], #found
+  found[n + 1], found[n + 2] = prefix .. 'watchers:' .. op_key, prefix .. 'control:' .. op_key
+  for i = 1, #signals do found[n + 2 + i] = prefix .. 'inbox:' .. op_key .. ':' .. module .. ':' .. signals[i][1] end
   return found
 end
 
@@ -95,8 +95,7 @@ local function move(first, last)
   local op, op_key, id, field, rec, guard, arming, adding, kept, to_field, to_rec, step, there = unpack(ARGV, first, first + 12)
   local machine, active, inactive = prefix .. 'machine:' .. rec, prefix .. 'active:' .. op_key, prefix .. 'inactive:' .. op_key
   local history, about = prefix .. 'history:' .. op_key, op_key .. ':' .. module .. ':'
-  local waits, writes = first + 17, first + 13
-  if not ends then writes = waits + ARGV[first + 16] end
+  local writes = ends and first + 13 or first + 16 + #before
 
   local raw, expected = raws[machine], '["' .. guard .. '",'
   if not raw or raw:sub(1, #expected) ~= expected then return false end
@@ -109,7 +108,7 @@ local function move(first, last)
   end
   local armed, due, due_ms
   if not ends then
-    armed, due, due_ms = waits_from(waits, writes - 1, ARGV[first + 15])
+    armed, due, due_ms = waits_from(before, ending, first + 16, ARGV[first + 15])
     if not armed then return false end
   end
   local i = writes
@@ -128,11 +127,11 @@ local function move(first, last)
   local entry = rec .. ':' .. arming
   local unregistered = alone and not twice and guard == arming  -- see `registers` in arming.py; one that was kept is
   put('HDEL', active, field)
-  for at = unregistered and signals or 12, signals - 1, 2 do
+  for at = unregistered and scheduled or 13, scheduled - 1, 2 do
     put('ZREM', prefix .. 'waiting:' .. about .. ARGV[at], entry .. ':' .. ARGV[at + 1])
   end
   over[#over + 1] = entry
-  for at = signals, others - 1 do over[#over + 1] = entry .. ':' .. ARGV[at] end
+  for at = scheduled, after - 1 do over[#over + 1] = entry .. ':' .. ARGV[at] end
   gone[#gone + 1], gone[#gone + 2] = machine, prefix .. 'race:' .. rec
   given_up[#given_up + 1] = rec
   if ends then
@@ -149,11 +148,9 @@ local function move(first, last)
     put('HSET', inactive, field, kept)
     gone[#gone + 1] = prefix .. 'race:' .. to_rec
     given_up[#given_up + 1] = to_rec
-    for i = waits, writes - 1, 5 do
-      if ARGV[i + 3] ~= '' then
-        local since = string.format('%.0f', now_us + (i - waits) / 5)
-        put('ZADD', prefix .. 'waiting:' .. about .. ARGV[i + 3], since, to_rec .. ':' .. id .. ':' .. ARGV[i + 4])
-      end
+    for i = 1, #signals do
+      local waiting, since = prefix .. 'waiting:' .. about .. signals[i][1], string.format('%.0f', now_us + signals[i][3])
+      put('ZADD', waiting, since, to_rec .. ':' .. id .. ':' .. signals[i][2])
     end
     armed_keys[#armed_keys + 1] = prefix .. 'machine:' .. to_rec
     armed_keys[#armed_keys + 1] = ARGV[first + 13] .. armed .. ARGV[first + 14]
