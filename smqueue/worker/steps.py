@@ -25,6 +25,7 @@ from smqueue.retry import Retry
 from smqueue.worker.engine import Engine
 from smqueue.worker.events import Onlooker
 from smqueue.worker.hosting import Host
+from smqueue.worker.incoming import take_hints_lightly
 from smqueue.worker.settings import queue_of, whole
 
 log = logging.getLogger("smqueue.worker")
@@ -227,6 +228,7 @@ def _outlive_broker(consumer: Any) -> None:
                 log.debug("a broken connection was not closed in order: %s", error)
 
         connection.close = close_guarded
+        take_hints_lightly(connection.default_channel)
         return connection
 
     def loop_noted(*args: Any) -> None:

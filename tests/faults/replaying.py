@@ -35,6 +35,8 @@ ACTIVITIES = ("Assign seriousness", "Take in charge ticket", "Wait", "Resolve ti
 LENGTHS = {2: 2, 3: 18, 4: 49, 5: 16, 6: 6, 7: 4, 9: 3, 14: 2}
 """Events of a case → how many of 100 cases have as many: about as in the helpdesk log."""
 CHUNK = 50
+QUEUE = "celery"
+STEAL_S = 0.5
 
 
 def cases(count: int) -> list[Case]:
@@ -93,6 +95,11 @@ class Site:
         with self.messages() as client:
             keys = [key for key in client.scan_iter(count=1000) if not key.startswith(b"_kombu")]
             return int(client.delete(*keys)) if keys else 0
+
+    def steal_message(self) -> int:
+        """Wait for a message as workers do, and lose it if it comes; returns how many that was."""
+        with self.messages() as client:
+            return int(bool(client.brpop([QUEUE], timeout=STEAL_S)))
 
     def active(self) -> int:
         """How many operations have active machines; asked until a server that restarts is back."""

@@ -15,12 +15,11 @@ from smqueue import ExecutorBuilder, StateMachine
 from smqueue.demo.replay import Happened, Ticket, event
 from smqueue.embedded import EmbeddedServer
 from tests.faults.held import Idle, begin, held
-from tests.faults.replaying import NAMESPACE, Feeder, cases, check_nothing_left, check_paths, site, wait_finished
+from tests.faults.replaying import NAMESPACE, QUEUE, Feeder, cases, check_nothing_left, check_paths, site, wait_finished
 from tests.waiting import wait_until
 from tests.workers import Worker, running
 
 OPERATIONS = 400
-QUEUE = "celery"
 OUTAGE = "the broker takes no messages"
 
 
@@ -33,7 +32,7 @@ def test_queues_that_are_deleted_again_and_again_lose_nothing() -> None:
 
         def half_done() -> bool:
             nonlocal deleted
-            deleted += made.delete_queues()
+            deleted += made.delete_queues() + made.steal_message()
             return feeder.added - made.active() >= OPERATIONS // 2
 
         with Feeder(made, given) as feeder:
@@ -148,8 +147,8 @@ def test_what_was_reserved_before_the_broker_restarted_does_not_end_the_worker(t
             executor.signal("held", begin)
             wait_until((tmp_path / "held.entered").exists, "the worker's one thread to be in the handler")
             received = worker.output.count("] received")
-            for _ in range(2):
-                executor.outbound.hint(NAMESPACE, 0)
+            for _ in range(2):  # no hints: those are acknowledged without the broker
+                app.send_task("smqueue.trigger", ("gone", "", "gone:gone:gone", "call", NAMESPACE))
             wait_until(lambda: worker.output.count("] received") >= received + 2, "two messages to be reserved")
             broker.kill()
             broker.restart()
