@@ -35,8 +35,7 @@ class Buffer:
         self.writes: list[Command] = []
         self._strings: dict[str, bytes | None] = {}  # known values of keys written as strings; None: deleted
         self._parts: dict[tuple[str, str, bytes], bytes | int | None] = {}  # known fields and members written, by read
-        self._opaque: set[str] = set()  # written in a way whose result is known only at commit
-        self._touched: set[str] = set()
+        self._touched: dict[str, bool] = {}  # keys written: whether in a way whose result is known only at commit
 
     # --- reads ---------------------------------------------------------------------------------------------------
 
@@ -72,9 +71,9 @@ class Buffer:
             return self._parts[part]
         if any(written[0] == key and written[1] != command for written in self._parts):
             raise ReadAfterWrite(key)
-        if self._strings.get(key, b"") is None and key not in self._opaque:
+        if self._strings.get(key, b"") is None and not self._touched.get(key):
             return None
-        if key in self._opaque or key in self._strings:
+        if self._touched.get(key) or key in self._strings:
             raise ReadAfterWrite(key)
         return self.reply((command, key, name))
 
@@ -84,14 +83,14 @@ class Buffer:
         if key in self._touched and self._strings.get(key, b"") is not None:
             raise ReadAfterWrite(key)
         if key in self._touched:
-            if any(part[0] == key for part in self._parts) or key in self._opaque:
+            if any(part[0] == key for part in self._parts) or self._touched[key]:
                 raise ReadAfterWrite(key)
             return []
         return self.reply(command)
 
     def exists(self, key: str) -> bool:
         """Whether a key exists, with what was written here."""
-        if key in self._strings and not any(part[0] == key for part in self._parts) and key not in self._opaque:
+        if key in self._strings and not any(part[0] == key for part in self._parts) and not self._touched.get(key):
             return self._strings[key] is not None
         if key in self._touched:
             raise ReadAfterWrite(key)
@@ -106,11 +105,11 @@ class Buffer:
             return
         known_string = key in self._strings or (key not in self._touched and ("GET", key) in self.known)
         total = _number("INCRBY", key, self.string(key)) + int(args[0]) if name == "INCRBY" and known_string else 0
-        self._touched.add(key)
+        self._touched.setdefault(key, False)
         match name:
             case "SET" | "DEL":
                 self._parts = {part: value for part, value in self._parts.items() if part[0] != key}
-                self._opaque.discard(key)
+                self._touched[key] = False
                 self._strings[key] = encoded(args[0]) if name == "SET" else None
             case "INCRBY" if known_string:
                 self._strings[key] = str(total).encode()
@@ -124,7 +123,7 @@ class Buffer:
             case "PEXPIRE":
                 pass
             case _:
-                self._opaque.add(key)
+                self._touched[key] = True
                 self._strings.pop(key, None)
                 self._parts = {part: value for part, value in self._parts.items() if part[0] != key}
 

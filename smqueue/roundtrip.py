@@ -79,26 +79,30 @@ RoundTrip = Read | Commit | Call | Calls | Pause
 Steps = Generator[RoundTrip, Any, T]
 
 
+NOTHING: frozenset[str] = frozenset()
+
+
 class Run(Generic[T]):
     """A protocol under way: the round trip that it waits for, or how it ended."""
+
+    __slots__ = ("_value", "checked", "error", "request", "steps", "watched")
 
     def __init__(self, steps: Steps[T]) -> None:
         self.steps = steps
         self.request: RoundTrip | None = None
         self.error: Exception | None = None
-        self.watched: set[str] = set()  # what its next commit rests on
-        self.checked: set[str] = set()
+        self.watched: frozenset[str] = NOTHING  # what its next commit rests on
+        self.checked: frozenset[str] = NOTHING
         self._value: T | None = None
         self.answer(None)
 
     def answer(self, reply: object) -> None:
         """Send the reply to the pending request; an exception is thrown into the protocol."""
         if isinstance(self.request, Read):
-            self.watched.update(self.request.watch)
-            self.checked.update(self.request.check)
+            self.watched = self.watched.union(self.request.watch)
+            self.checked = self.checked.union(self.request.check)
         elif isinstance(self.request, Commit):  # EXEC drops every WATCH; a script does not
-            self.watched.clear()
-            self.checked.clear()
+            self.watched = self.checked = NOTHING
         try:
             self.request = self.steps.throw(reply) if isinstance(reply, Exception) else self.steps.send(reply)
         except StopIteration as end:

@@ -18,9 +18,11 @@ T = TypeVar("T")
 class Look:
     """What one attempt has seen; all of it is watched, but what is only checked."""
 
+    __slots__ = ("known", "taken")
+
     def __init__(self) -> None:
         self.known: dict[Command, Any] = {}
-        self.taken: set[bytes] = set()
+        self.taken: frozenset[bytes] = frozenset()
         """Buffered signals that this attempt has given away: one is for one machine."""
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -96,12 +95,14 @@ def transition(
     if handler is None:
         raise UndecodableRecord(f"state {placed.type.name} has no handler {it.won} any more")
     outcome = _outcome(instances, handler, it)
-    doubt, history_begun = False, set[str]()
+    doubt, history_begun = False, frozenset[str]()
+    made: Context[Any, Any] | None = None
 
-    @cache
     def context() -> Context[Any, Any]:
+        nonlocal made
         attempt = attempt_id(f"{placed.record}:{it.machine.arming}", it.won)
-        return instances.context(placed, it.active.machine, attempt)
+        made = made or instances.context(placed, it.active.machine, attempt)
+        return made
 
     def run(tx: Transaction) -> State | None:
         return instances.apply(handler, tx, placed, outcome, context)
@@ -117,7 +118,7 @@ def transition(
                 mine, past = yield from read([], *asked)
                 if (known := _own(it, commit_id, guard_of(mine), past)) is not None:
                     return Transitioned(known, hint=known != "stale")
-            decided = yield from decide(keys, instances, instance.id, decider, look, {op, *history_begun})
+            decided = yield from decide(keys, instances, instance.id, decider, look, (op, *history_begun))
             if decided is None:
                 yield from back_off(attempt)
                 continue
