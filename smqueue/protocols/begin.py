@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from random import randrange
 from typing import Any, NamedTuple
 
+from smqueue.handlers import Handler
 from smqueue.instances import Instances
 from smqueue.keys import Keys, encode
 from smqueue.protocols.arming import ADDED, counted
@@ -13,6 +15,7 @@ from smqueue.protocols.bounds import PARK_MS, UPDATES_KEPT, WATCH_MS
 from smqueue.protocols.spawn import Spawned
 from smqueue.records import Active, Placed, compact
 from smqueue.roundtrip import Arg, LostReply, Steps, call_each
+from smqueue.states import State
 from smqueue.trigger_types import Deadline, Signal
 
 FAR_US = 2**52
@@ -67,13 +70,33 @@ class Waits(NamedTuple):
 
 def waits_of(instances: Instances, placed: Placed) -> Waits | None:
     """What the triggers of a state wait for; ``None``: not signals and deadlines alone."""
+    handlers = placed.type.handlers
+    if placed.type.dynamic:
+        return _waits(instances.handlers(placed).values(), placed.state)
+    return _waits(handlers, placed.state) if _differ(handlers) else _alike(handlers)
+
+
+@lru_cache(maxsize=1024)
+def _differ(handlers: tuple[Handler, ...]) -> bool:
+    """Whether what these wait for depends on the state."""
+    return any(isinstance(one.trigger, Deadline) and callable(one.trigger.when) for one in handlers)
+
+
+@lru_cache(maxsize=1024)
+def _alike(handlers: tuple[Handler, ...]) -> Waits | None:
+    """What these wait for in each state: worked out but once, for it would be a quarter of all that adding takes."""
+    return _waits(handlers, State())
+
+
+def _waits(handlers: Iterable[Handler], state: State) -> Waits | None:
     triggers, deadlines, signals = list[Arg](), list[Arg](), list[str]()
-    for name, handler in instances.handlers(placed).items():
+    for handler in handlers:
+        name = handler.name
         match handler.trigger:
             case Signal() as signal if signal.name not in signals:
                 signals.append(signal.name)
                 triggers += _trigger(name, signal.name)
-            case Deadline() as deadline if (due_us := deadline.due_us(placed.state, 0)) < FAR_US:
+            case Deadline() as deadline if (due_us := deadline.due_us(state, 0)) < FAR_US:
                 triggers += _trigger(name, "")
                 deadlines.append(f"+{due_us}" if deadline.relative else -(-due_us // 1000))
             case _:
