@@ -9,7 +9,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
@@ -52,7 +52,7 @@ class Caller(Protocol):
 class Board(Protocol):
     """What an asynchronous client calls through."""
 
-    async def run(self, kind: str, shard: int, steps: Steps[T], then: Callable[[T], R]) -> R:
+    def run(self, kind: str, shard: int, steps: Steps[T], then: Callable[[T], R]) -> Awaitable[R]:
         """Run a protocol, and ``then`` where that has run; those of a kind that are asked for meanwhile together."""
         ...
 
@@ -78,13 +78,13 @@ class Switchboard:
         self._bells = Bells(driver)
         self.closed = False
 
-    async def run(self, kind: str, shard: int, steps: Steps[T], then: Callable[[T], R]) -> R:
+    def run(self, kind: str, shard: int, steps: Steps[T], then: Callable[[T], R]) -> Awaitable[R]:
         """See ``Board``. Commits and scripts do not wait for each other, nor one shard for another."""
         if self.closed:
             raise ClientClosed
         if (line := self._lines.get((kind, shard))) is None:
             line = self._lines.setdefault((kind, shard), Together(self._driver))
-        return await line.run(steps, then)
+        return line.run(steps, then)
 
     def caller(self) -> Caller:
         """See ``Board``."""

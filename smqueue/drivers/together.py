@@ -34,10 +34,8 @@ class Asked(NamedTuple):
     answer: asyncio.Future[Any]
 
 
-class Outcome(NamedTuple):
-    """What ``then`` returned."""
-
-    value: Any
+Told = tuple[asyncio.Future[Any], Callable[[Any], None], Any]
+"""Who waits, and what is to be called with what, if it still does."""
 
 
 class ClientClosed(SmqueueError):
@@ -125,24 +123,30 @@ def _run(some: Sequence[Asked], driver_of: Callable[[], Driver]) -> None:
         ended = driver.run(group([asked.steps for asked in some]))
     except Exception as error:
         ended = [error] * len(some)
-    told: dict[asyncio.AbstractEventLoop, list[tuple[Asked, Outcome | Exception]]] = {}
+    told: dict[asyncio.AbstractEventLoop, list[Told]] = {}
     raised = set[int]()
     for asked, run in zip(some, ended, strict=True):
-        outcome = _outcome(asked, run, url)
-        if isinstance(outcome, Exception):
-            outcome = fresh(outcome) if id(outcome) in raised else outcome
-            raised.add(id(outcome))
-        told.setdefault(asked.loop, []).append((asked, outcome))
+        told.setdefault(asked.loop, []).append(_outcome(asked, run, url, raised))
     for loop, answers in told.items():
         with suppress(RuntimeError):  # it was closed meanwhile
             loop.call_soon_threadsafe(_tell, answers)
 
 
-def _outcome(asked: Asked, run: Run[Any] | Exception, url: str) -> Outcome | Exception:
+def _outcome(asked: Asked, run: Run[Any] | Exception, url: str, raised: set[int]) -> Told:
+    _, then, _, answer = asked
     try:
-        return run if isinstance(run, Exception) else Outcome(asked.then(result_of(run, url)))
-    except Exception as raised:
-        return raised
+        if not isinstance(run, Exception):
+            return answer, answer.set_result, then(result_of(run, url))
+    except Exception as error:
+        return answer, answer.set_exception, _apart(error, raised)
+    return answer, answer.set_exception, _apart(run, raised)
+
+
+def _apart(error: Exception, raised: set[int]) -> Exception:
+    """An error that no other caller is given; ``raised`` has the ids of those that one has been given."""
+    again = id(error) in raised
+    raised.add(id(error))
+    return fresh(error) if again else error
 
 
 def result_of(run: Run[T], url: str) -> T:
@@ -153,6 +157,8 @@ def result_of(run: Run[T], url: str) -> T:
         Exception: What it raised.
     """
     match run.error:
+        case None:
+            return run.result()
         case LostReply() as lost:
             raise StoreUnavailable(shown(url), str(lost.__cause__ or "no answer")) from None
         case RedisError() as error:
@@ -161,11 +167,7 @@ def result_of(run: Run[T], url: str) -> T:
             return run.result()
 
 
-def _tell(answers: list[tuple[Asked, Outcome | Exception]]) -> None:
-    for asked, outcome in answers:
-        if asked.answer.done():  # its caller has given up
-            continue
-        if isinstance(outcome, Exception):
-            asked.answer.set_exception(outcome)
-        else:
-            asked.answer.set_result(outcome.value)
+def _tell(answers: list[Told]) -> None:
+    for answer, tell, outcome in answers:
+        if not answer.done():  # else its caller has given up
+            tell(outcome)
