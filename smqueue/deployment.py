@@ -80,7 +80,8 @@ class Deployment:
 
     def keys(self, operation_id: str) -> Keys:
         """The keys of the shard that an operation lives in."""
-        return self.all_keys()[shard_of(operation_id, self.settings.shards)]
+        settings = self.settings
+        return keys_of(settings.namespace, settings.shards)[shard_of(operation_id, settings.shards)]
 
     def all_keys(self) -> Sequence[Keys]:
         """The keys of every shard."""
@@ -94,10 +95,12 @@ class Deployment:
             CrossShard: They live in several.
         """
         ids = list(operation_ids)
-        found = {keys.shard: keys for keys in map(self.keys, ids)}
-        if len(found) > 1:
+        if not ids:
+            return self.all_keys()[0]
+        first = self.keys(ids[0])
+        if any(self.keys(other) is not first for other in ids[1:]):
             raise CrossShard(", ".join(sorted(set(ids))[:5]))
-        return next(iter(found.values())) if found else self.all_keys()[0]
+        return first
 
 
 @lru_cache(maxsize=64)

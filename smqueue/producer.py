@@ -68,14 +68,14 @@ class Producer:
             check_machine(machine)
         if not batch:
             return None
-        keys, instances = self._deployment.one_shard(machine.operation_id for machine in batch), self._instances_of()
-        commit_id = new_id()
+        operations = [machine.operation_id for machine in batch]
+        keys, instances, commit_id = self._deployment.one_shard(operations), self._instances_of(), new_id()
 
         def then(done: Done[list[str]]) -> list[MachineId]:
             self.after(keys, done, commit_id)
             return [MachineId(machine) for machine in done.value]
 
-        span = add_span([machine.operation_id for machine in batch])
+        span = add_span(operations)
         steps = add(keys, instances, batch, commit_id, exist_ok, instances.max_active, header_of(span))
         return keys, spanning(span, steps, added), then
 
@@ -101,10 +101,11 @@ class Producer:
                 self._outbound.hint(keys.namespace, keys.shard)
             return done.delivery
 
-        options: Any = {"machine": asked.machine or "", "signal_id": asked.id or "", "limit": instances.inbox_limit}
         span = signal_span(told.operation_id, told.signal, told.module) if trace is None else None
-        header = header_of(span) if trace is None else trace
-        steps = signal(keys, told, new_id(), push=instances.push(keys), trace=header, **options)
+        steps = signal(
+            keys, told, new_id(), machine=asked.machine or "", signal_id=asked.id or "", limit=instances.inbox_limit,
+            push=instances.push(keys), trace=header_of(span) if trace is None else trace,
+        )  # fmt: skip
         return keys, spanning(span, steps, signalled), then
 
     def signal_many(self, signals: Iterable[SignalFor]) -> list[Delivery | SmqueueError]:

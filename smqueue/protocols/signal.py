@@ -92,7 +92,7 @@ def signal(
         case "FULL":
             raise InboxFull(op, name, limit)
         case _:
-            return Delivered(Delivery(said), hint)
+            return Delivered(Delivery[said], hint)
 
 
 def _said(reply: Any) -> tuple[str, bool]:
