@@ -12,7 +12,7 @@ import redis
 from tests.faults.replaying import NAMESPACE, Feeder, cases, check_nothing_left, check_paths, site, wait_finished
 from tests.waiting import wait_until
 
-OPERATIONS, HINTS = 400, 500
+OPERATIONS, MESSAGES = 400, 500
 REFUSALS = {
     "out of memory": ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
     "read-only": ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
@@ -36,8 +36,8 @@ def test_a_broker_that_refuses_for_a_while_ends_no_worker(refusal: str, pool: st
             wait_until(lambda: feeder.added - made.active() >= OPERATIONS // 4, "some operations to finish", 60)
             for worker in workers:  # or they would have taken all before the refusal
                 os.kill(worker.process.pid, signal.SIGSTOP)
-            for _ in range(HINTS):  # enough for each to be given one more, whose delivery cannot be noted
-                made.executor.outbound.hint(NAMESPACE, 0)
+            for _ in range(MESSAGES):  # enough for each to be given one more, whose delivery cannot be noted; no hints
+                made.app.send_task("smqueue.trigger", ("gone", "", "gone:gone:gone", "call", NAMESPACE))
             client.execute_command(*begin)
             for worker in workers:
                 os.kill(worker.process.pid, signal.SIGCONT)
