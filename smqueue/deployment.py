@@ -98,7 +98,7 @@ class Deployment:
         if not ids:
             return self.all_keys()[0]
         first = self.keys(ids[0])
-        if any(self.keys(other) is not first for other in ids[1:]):
+        if any(self.keys(other).shard != first.shard for other in ids[1:]):
             raise CrossShard(", ".join(sorted(set(ids))[:5]))
         return first
 

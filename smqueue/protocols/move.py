@@ -119,7 +119,7 @@ def move(
     return Transitioned("torn" if torn else "moved", there_now, hint=bool(torn), detail=torn)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _in_common(
     prefix: str, module: str, left: str, to: str, won: str, registered: Sequence[tuple[str, str]],
     scheduled: Sequence[str], triggers: Sequence[Arg], *, ends: bool, keep: timedelta | None, spelled: bool,

@@ -78,7 +78,7 @@ def signal(
     args = (
         keys.prefix, encode(module), encode(name), name, limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, *pushed,
     )  # fmt: skip
-    own = (op, encode(op), payload, signal_id, machine, item, request or asked, encode(attempt))
+    own = (encode(op), payload, signal_id, machine, item, request or asked, encode(attempt))
 
     def ask() -> Steps[tuple[str, bool]]:
         return call_each("signal", (keys.schedule, *((push.queue,) if push else ())), args, own, _said)

@@ -39,23 +39,18 @@ end
 
 -- record_id: of a record, as keys.py makes it: 120 bits of SHA-1 in 20 characters of base64.
 local letters
-local function eight(hex, from)  -- letters, of twelve hexadecimal digits; a table for them would cost twice as much
-  local n = tonumber(hex:sub(from, from + 11), 16)
-  local h = n % 64; n = (n - h) / 64
-  local g = n % 64; n = (n - g) / 64
-  local f = n % 64; n = (n - f) / 64
-  local e = n % 64; n = (n - e) / 64
+local function four(hex, from)  -- letters, of six hexadecimal digits: more are more than 32 bits, and so than some servers take
+  local n = tonumber(hex:sub(from, from + 5), 16)
   local d = n % 64; n = (n - d) / 64
   local c = n % 64; n = (n - c) / 64
   local b = n % 64; n = (n - b) / 64
-  return string.char(letters[n + 1], letters[b + 1], letters[c + 1], letters[d + 1],
-    letters[e + 1], letters[f + 1], letters[g + 1], letters[h + 1])
+  return string.char(letters[n + 1], letters[b + 1], letters[c + 1], letters[d + 1])
 end
 
 local function record_id(op, field)
   letters = letters or {('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_'):byte(1, 64)}
   local hex = redis.sha1hex(op .. '\n' .. field)
-  return (eight(hex, 1) .. eight(hex, 13) .. eight(hex, 25)):sub(1, 20)
+  return four(hex, 1) .. four(hex, 7) .. four(hex, 13) .. four(hex, 19) .. four(hex, 25)
 end
 
 -- record: the first outcome of a race stands; none is recorded once a deadline of that record has passed.
@@ -119,7 +114,7 @@ local function waits_from(before, ending, own, park)
   return armed .. ending, due_text or string.format('%.0f', due), due
 end
 
--- callers: from which argument to which those of each caller of a script are, who has in front how many.
+-- callers: where the arguments of each caller of a script begin and end; each has in front how many they are.
 local function callers(first)
   local from, to, last = {}, {}, #ARGV
   while first <= last do
@@ -130,7 +125,7 @@ local function callers(first)
   return from, to
 end
 
--- each: what the script does for each of its callers. An error is the reply of that caller alone.
+-- each: what the script does for each of its callers. An error in that is the reply of that caller alone.
 local function each(from, to, act)
   local replies = {}
   for i = 1, #from do

@@ -51,14 +51,18 @@ for i = 1, #from do
 end
 if not soonest then return replies end
 
+-- First what makes them records, on keys that are not there: an error after that, as of the updates, leaves them whole.
 many('MSET', '', machines)
 many('ZADD', KEYS[1], due_at)
+local active, updates, bell = prefix .. 'active:', prefix .. 'updates', prefix .. 'bell:'
+for _, first in ipairs(begun) do
+  local active_value = '["' .. ARGV[first] .. '",1,' .. at .. ',' .. version .. ',0,1]'
+  redis.call('HSET', active .. ARGV[first + 2], ARGV[first + 3], active_value)
+end
 rouse(prefix .. 'roused', prefix .. 'wake', soonest - now, ARGV[6])
 redis.call('ZADD', prefix .. 'operations', unpack(since))
-local updates, active, bell = prefix .. 'updates', prefix .. 'active:', prefix .. 'bell:'
 for _, first in ipairs(begun) do
-  local id, op, op_key, field, _, field_json = unpack(ARGV, first, first + 5)
-  redis.call('HSET', active .. op_key, field, '["' .. id .. '",1,' .. at .. ',' .. version .. ',0,1]')
+  local id, op, op_key, _, _, field_json = unpack(ARGV, first, first + 5)
   redis.call('XADD', updates, 'MAXLEN', '~', ARGV[7], '*', 'op', op, 'entry', '{"machine":"' .. id
     .. '","step":1,"to":' .. field_json .. ',"at":' .. at .. ',"commit":"' .. id .. '","version":' .. version .. '}')
   redis.call('SPUBLISH', bell .. op_key, '')

@@ -23,8 +23,8 @@ end
 local due = redis.call('ZRANGE', KEYS[1], '-inf', now_text, 'BYSCORE', 'LIMIT', 0, ARGV[4])
 local machines = {}
 for i = 1, #due do
-  local rec = parts(due[i])
-  machines[#machines + 1] = rec and machine_prefix .. rec
+  local rec = due[i]:sub(1, 1) ~= '~' and parts(due[i])
+  machines[#machines + 1] = rec and machine_prefix .. rec or nil
 end
 local seen = texts(machines)
 
@@ -66,7 +66,8 @@ end
 
 local rows, stale, leased, times = {}, {}, {}, {}
 for i = 1, #due do
-  local wait, row = take(due[i], i)
+  local ok, wait, row = pcall(take, due[i], i)
+  if not ok then wait, row = lease, {due[i], false, false, false} end  -- garbage, which keeps no other waiting
   if wait then
     times[wait] = times[wait] or string.format('%.0f', now + wait)
     leased[#leased + 1], leased[#leased + 2] = times[wait], due[i]

@@ -129,13 +129,14 @@ local function move(first, last)
   end
   raws[machine], written[op_key] = nil, true
   local entry = rec .. ':' .. arming
-  local unregistered = alone and not twice and guard == arming  -- see `registers` in arming.py; one that was kept is
   put('HDEL', active, field)
-  for at = unregistered and scheduled or 13, scheduled - 1, 2 do
-    put('ZREM', prefix .. 'waiting:' .. about .. ARGV[at], entry .. ':' .. ARGV[at + 1])
+  -- As it was added a lone one is not registered, see `registers` in arming.py; one that was kept or armed anew is.
+  local as_added = guard == arming and adding:find('"commit":"' .. arming .. '"', 1, true)
+  if twice or not (alone and as_added) then
+    for i = 13, scheduled - 1, 2 do put('ZREM', prefix .. 'waiting:' .. about .. ARGV[i], entry .. ':' .. ARGV[i + 1]) end
   end
   over[#over + 1] = entry
-  for at = scheduled, after - 1 do over[#over + 1] = entry .. ':' .. ARGV[at] end
+  for i = scheduled, after - 1 do over[#over + 1] = entry .. ':' .. ARGV[i] end
   gone[#gone + 1], gone[#gone + 2] = machine, prefix .. 'race:' .. rec
   given_up[#given_up + 1] = rec
   if ends then
@@ -176,7 +177,7 @@ local function move(first, last)
   return moved[#moved]
 end
 
--- settle: what is written once for all who have moved. What fails of it has failed for each.
+-- settle: what is written once for all who have moved. What fails of it has failed for each, who is told of one failure.
 local function settle()
   many('ZREM', KEYS[1], over, put)
   many('DEL', '', gone, put)
@@ -202,7 +203,7 @@ end
 -- permitted: whether this user may write all of it, which EXEC sees to before it applies any.
 local function permitted()
   for _, command in ipairs({{'RPUSH', 'history:', ''}, {'HDEL', 'active:', ''}, {'ZREM', 'waiting:', ''}, {'DEL', 'race:'},
-    {'HSET', 'inactive:', '', ''}, {'SET', 'machine:', ''}, {'ZADD', 'operations', 0, ''}, {'HINCRBY', 'moves', '', 1},
+    {'HSET', 'inactive:', '', ''}, {'SET', 'machine:', ''}, {'MSET', 'machine:', ''}, {'ZADD', 'operations', 0, ''}, {'HINCRBY', 'moves', '', 1},
     {'XADD', 'updates', '*', '', ''}, {'SPUBLISH', 'bells', ''}, {'PUBLISH', 'wake', ''}}) do
     command[2] = prefix .. command[2]
     if not redis.acl_check_cmd(unpack(command)) then return false end

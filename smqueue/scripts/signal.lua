@@ -2,9 +2,9 @@
 -- KEYS  schedule[, the broker's list]
 -- ARGV  prefix of all keys; module and signal as parts of a key; the signal's name; inbox limit, kept ms, marker s, hint ms,
 --         ids kept; the broker's database, the hint to push there, what in it stands for its id, or each ''
---       then of each: how many follow; operation, and as part of a key; payload (JSON), user's id or '', machine wanted or '',
---         item (JSON up to its time, its span's header first), request or '' (removed; only looked for when marker s is not
---         0), its attempt
+--       then of each: how many follow; operation as part of a key; payload (JSON), user's id or '', machine wanted or '', item
+--         (JSON up to its time, its span's header first), request or '' (removed; only looked for when marker s is not 0),
+--         its attempt
 -- Returns of each {DELIVERED | BUFFERED | DUPLICATE | FINISHED | FULL | GONE (the request was done already), 1 to send a hint}
 local prefix, module, signal, name, marker_s = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[7]
 local machine_prefix, race_prefix = prefix .. 'machine:', prefix .. 'race:'
@@ -16,8 +16,8 @@ local from, to = callers(13)
 -- that has none its only machine, which registers nowhere; what most signals are for.
 local markers, pasts = {}, {}
 for i = 1, #from do
-  local op_key = ARGV[from[i] + 1]
-  markers[i] = prefix .. 'marker:' .. ARGV[from[i] + 7]
+  local op_key = ARGV[from[i]]
+  markers[i] = prefix .. 'marker:' .. ARGV[from[i] + 6]
   pasts[2 * i - 1], pasts[2 * i] = prefix .. 'inactive:' .. op_key, prefix .. 'history:' .. op_key
 end
 local answered, none_begun = texts(markers), many('EXISTS', '', pasts) == 0
@@ -30,7 +30,7 @@ end
 
 local begun, lone, machines, races = {}, {}, {}, {}
 for i = 1, #from do
-  local op_key = ARGV[from[i] + 1]
+  local op_key = ARGV[from[i]]
   if begun[op_key] == nil then
     begun[op_key] = not none_begun and redis.call('EXISTS', pasts[2 * i - 1], pasts[2 * i]) > 0
     lone[op_key] = not begun[op_key] and lone_of(op_key)
@@ -108,7 +108,7 @@ local function accept(op_key, payload, id, wanted, item)
 end
 
 local function one(first)
-  local _, op_key, payload, id, wanted, item, request, attempt = unpack(ARGV, first, first + 7)
+  local op_key, payload, id, wanted, item, request, attempt = unpack(ARGV, first, first + 6)
   if request ~= '' then
     if marker_s == '0' and redis.call('LREM', requests, 1, request) == 0 then return {'GONE', 0} end
     if marker_s ~= '0' and not redis.call('LPOS', requests, request) then return {'GONE', 0} end

@@ -48,6 +48,8 @@ class Scripts:
             known = self._compiled[text] = runtime.eval(whole.encode())
         try:
             reply = known(self._redis, self._cjson, self._table(keys), self._table(args))
+        except ReplyError as error:
+            return error
         except _lua().LuaError as error:
             return ReplyError(f"ERR {error}")
         return self._reply(reply)

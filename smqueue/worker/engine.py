@@ -22,6 +22,7 @@ from smqueue.limits import alarms, time_limit
 from smqueue.records import Placed
 from smqueue.schemas import HIDDEN
 from smqueue.tallies import HANDLER, Tallies
+from smqueue.worker.garbage import at_ease
 from smqueue.worker.outbound import CeleryOutbound
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Engine:
         if shard not in drains:
             given = (self.driver, self.keys(shard), self.instances, self.leases, self.outbound, self.tallies)
             drains[shard] = Drain(*given)
-        with alarms():
+        with alarms(), at_ease():
             return drains[shard].run()
 
     def run_async(self, work: Coroutine[Any, Any, Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, cast
 from celery.worker.request import Request
 from celery.worker.strategy import default
 from kombu.exceptions import ContentDisallowed
-from kombu.transport.redis import Channel
+from kombu.transport.redis import QoS as RedisQoS
 from kombu.transport.virtual import QoS
 
 from smqueue.schemas import HIDDEN
@@ -39,10 +39,10 @@ def take_hints_lightly(channel: object) -> None:
     most, and kombu's copy would come back an hour later. How many messages are reserved is counted as ever, and who
     ends in order puts back what it has not begun.
     """
-    if not isinstance(channel, Channel):
-        return
     own: Any = channel
-    qos: Any = own.qos
+    qos: Any = getattr(channel, "qos", None)
+    if not _as_known(own, qos):
+        return
     append, ack, restore = qos.append, qos.ack, qos.restore_by_tag
 
     def append_lightly(message: Any, tag: str) -> None:
@@ -67,6 +67,16 @@ def take_hints_lightly(channel: object) -> None:
             own._do_restore_message(message._raw, to["exchange"], to["routing_key"], connected, leftmost)
 
     qos.append, qos.ack, qos.restore_by_tag = append_lightly, ack_lightly, restore_hint
+
+
+def _as_known(channel: object, qos: object) -> bool:
+    """Whether it is Redis, with acknowledgements, and this kombu has what is no public part of it."""
+    return (
+        isinstance(qos, RedisQoS)
+        and hasattr(qos, "_delivered")
+        and hasattr(qos, "restore_by_tag")
+        and hasattr(channel, "_do_restore_message")
+    )
 
 
 def _is_hint(message: Any) -> bool:

@@ -44,10 +44,6 @@ BROKEN_S = 5.0
 RECONNECT_S = 0.5
 """At least so long from one connection to the broker to the next: Celery ends what restarts five times in a second."""
 CAPACITY = 20_000
-DEFAULT_THRESHOLDS = frozenset({(700, 10, 10), (2_000, 10, 10), (2_000, 10, 0)})
-"""Of the collector, in the versions of Python."""
-THRESHOLDS = (50_000, 20, 100)
-"""A worker's: some MB more of what is in cycles may wait to be collected."""
 
 
 class Pump(bootsteps.StartStopStep):
@@ -172,13 +168,9 @@ def _noted(worker: Any, engine: Engine) -> Noted:
 def settle(**_: Any) -> None:
     """What a process has loaded stays: the collector need not go through it again and again.
 
-    No collection before that: it would touch all that a forked process shares with its parent. And what a drain has in
-    its hands would be gone through again and again, in vain: none of it is in a cycle. Who has set the collector
-    otherwise has a reason.
+    No collection before that: it would touch all that a forked process shares with its parent.
     """
     gc.freeze()
-    if gc.get_threshold() in DEFAULT_THRESHOLDS:
-        gc.set_threshold(*THRESHOLDS)
 
 
 def _tell_overruns(worker: Any) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from smqueue import Context, Module, State, Transaction, after, at, poll
+from smqueue.errors import SmqueueError
 from smqueue.instances import Instance, Instances
 from smqueue.keys import Keys
+from smqueue.protocols import runs
 from smqueue.protocols import transition as transitioning
 from smqueue.protocols.add import add
 from smqueue.protocols.claim import claim
+from smqueue.protocols.control import aside, retry
 from smqueue.protocols.signal import signal
 from smqueue.protocols.transition import transition
 from smqueue.roundtrip import Steps
@@ -155,6 +158,14 @@ def left(module: str, op: str, path: tuple[str, ...], beside: bool) -> tuple[Any
     memory.run(add(KEYS, INSTANCES, [StateMachine(op, begins('π "1"'))], "commit-0"))
     if beside:  # another machine in the same operation, which has begun then
         memory.run(add(KEYS, INSTANCES, [StateMachine(op, begins("other"))], "commit-other"))
+    if path[0] == "retry":  # set aside before anything has happened, and armed anew
+        path = path[1:]
+        for entry in store.do("ZRANGE", KEYS.schedule, 0, -1):
+            why = SmqueueError("set aside")
+            aside_now = runs.defer(KEYS, entry.decode(), "", 0, failed=False, error="error", op=op, quarantine=why)
+            memory.run(aside_now)
+        for one in memory.run(aside(KEYS, "0", None))[1]:
+            memory.run(retry(KEYS, INSTANCES, one, f"commit-retry-{one.entry[:20]}"))
     done: list[Any] = []
     for number, where in enumerate(path, start=1):
         store.advance(1_234_567)
@@ -174,7 +185,7 @@ def left(module: str, op: str, path: tuple[str, ...], beside: bool) -> tuple[Any
 
 PATHS: list[tuple[str, ...]] = [
     ("Gone",), ("None", "Gone"), ("None", "Back", "None", "None", "Gone"), ("Patient", "stop"), ("Patient", ""),
-    ("Undoing", "on"), ("Asking", "on"), ("",),
+    ("Undoing", "on"), ("Asking", "on"), ("",), ("retry", "Gone"),
 ]  # fmt: skip
 """What each signal says: where to go to, or to stay; nothing: a deadline passes."""
 

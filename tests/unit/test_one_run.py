@@ -10,7 +10,7 @@ import pytest
 
 from smqueue import Module, State, Transaction, after
 from smqueue.drivers.group import group
-from smqueue.errors import SmqueueError
+from smqueue.errors import SmqueueError, StoreRefused
 from smqueue.instances import Instance, Instances
 from smqueue.keys import Keys
 from smqueue.protocols.add import add
@@ -107,3 +107,31 @@ def even(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_together_as_one_by_one(most: int | None) -> None:
     """Adding, signalling and moving leave and answer the same, however many share a run (semantics 1, 18)."""
     assert left(together=True, most=most) == left(together=False, most=most)
+
+
+def test_an_error_leaves_records_whole() -> None:
+    """What is refused after the machines were written, as by updates that are garbage, leaves each with its active
+    record, or there would be entries without a machine (semantics 32)."""
+    store = Store()
+    memory = Memory(store)
+    store.do("SET", KEYS.updates, "garbage")
+    names = ["a", "b", "c"]
+    adding = [add(KEYS, INSTANCES, [StateMachine(op, Waiting("1"))], f"commit-{op}") for op in names]
+    assert set(ask(memory, adding, together=True)) == {StoreRefused}
+    for op in names:
+        assert store.do("HLEN", KEYS.active(op)) == 1
+    assert store.do("ZCARD", KEYS.schedule) == len(names)
+
+
+def test_a_count_of_claims_that_is_garbage_keeps_no_other_waiting() -> None:
+    """It is told of as unreadable, and what was claimed beside it moves (semantics 32)."""
+    store = Store()
+    memory = Memory(store)
+    for op in "abc":
+        memory.run(add(KEYS, INSTANCES, [StateMachine(op, Waiting("1"))], f"commit-{op}"))
+        memory.run(signal(KEYS, INSTANCES.signal(op, "go", "end", "work"), f"attempt-{op}"))
+    (entry, *_) = store.do("ZRANGE", KEYS.schedule, 0, -1)
+    store.do("HSET", KEYS.race(entry.decode().partition(":")[0]), "claims", "garbage")
+    due = memory.run(claim(KEYS, INSTANCES, 10))
+    assert [one.entry for one in due.unreadable] == [entry.decode()]
+    assert len(due.machines) == 2

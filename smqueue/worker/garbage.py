@@ -1,0 +1,38 @@
+"""The collector of cyclic garbage while drains run."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+
+DEFAULTS = frozenset({(700, 10, 10), (2_000, 10, 10), (2_000, 10, 0)})
+"""Thresholds of the versions of Python: who has set others has a reason."""
+AT_EASE = (50_000, 20, 100)
+
+_lock = threading.Lock()
+_running, _before = 0, (0, 0, 0)
+
+
+@contextmanager
+def at_ease() -> Generator[None]:
+    """Look less often, until the last drain of this process has ended.
+
+    What a drain has in its hands would be gone through again and again, in vain: none of it is in a cycle. Tasks of
+    users, which may leave large cycles behind, do not run meanwhile, unless on another thread.
+    """
+    global _running, _before
+    with _lock:
+        if _running == 0:
+            _before = gc.get_threshold()
+            if _before in DEFAULTS:
+                gc.set_threshold(*AT_EASE)
+        _running += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _running -= 1
+            if _running == 0 and _before in DEFAULTS:
+                gc.set_threshold(*_before)
