@@ -127,6 +127,20 @@ def kept(tx: Transaction, state: Writing, _: None) -> None:
     return None
 
 
+steps = Module("steps")
+on = steps.signal("on", int)
+
+
+@steps.state
+class Step(State):
+    n: int
+
+
+@steps.on(Step, on)
+def stepped(tx: Transaction, state: Step, to: int) -> Step:
+    return Step(to)
+
+
 def steer(executor: Executor) -> None:
     """Pausing, cancelling, looking and following; the machines need no worker for it."""
     executor.pause("steered")
@@ -243,6 +257,19 @@ def test_who_lacks_a_permission_is_told(server: EmbeddedServer, namespace: str) 
             local.add("op", Writing(1))
     assert PASSWORD not in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_who_may_not_all_that_a_script_writes_moves_machines_by_exec(server: EmbeddedServer, namespace: str) -> None:
+    """Rules that are older than a script tear nothing: a machine that such a user moves is whole, and moves on."""
+    with redis.Redis.from_url(server.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "poorer", "on", f">{PASSWORD}", "~*", "&*", "+@all", "-mset")
+    whole = Local(server.url, namespace, {"steps": steps})
+    poorer = Local(as_user(server.url, "poorer"), namespace, {"steps": steps})
+    whole.add("op", Step(1))
+    for to in (2, 3):
+        whole.executor.signal("op", on, to)
+        assert poorer.drain() == 1
+        assert whole.active("op") == [Step(to)]
 
 
 def test_a_gateways_user(guarded: Guarded) -> None:
