@@ -76,17 +76,7 @@ def undo(tx: Transaction, state: Undoing, _: str | None) -> None:
 INSTANCES = Instances()
 INSTANCES.register(Instance("work a", work, None, "here"))
 KEYS = Keys("begin")
-
-
-@pytest.fixture(autouse=True)
-def even(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is parked comes back after just an hour."""
-
-    def least(_most: int) -> int:
-        return 0
-
-    for module in ("begin", "arming"):
-        monkeypatch.setattr(f"smqueue.protocols.{module}.randrange", least)
+pytestmark = pytest.mark.usefixtures("even")
 
 
 def left(machine: StateMachine, trace: str) -> tuple[Any, ...]:

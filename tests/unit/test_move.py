@@ -28,6 +28,7 @@ work = Module("work", version=3)
 brief = Module("brief", keep=timedelta(days=1))
 END = datetime(2100, 1, 1, microsecond=1, tzinfo=UTC)
 KEYS = Keys("move")
+pytestmark = pytest.mark.usefixtures("even")
 
 
 def tasks(module: Module[Any]) -> type[State]:
@@ -137,17 +138,6 @@ BEGINS = {"work": tasks(work), "brief": tasks(brief)}
 INSTANCES = Instances()
 INSTANCES.register(Instance("work", work, None, "here"))
 INSTANCES.register(Instance("brief", brief, None, "here"))
-
-
-@pytest.fixture(autouse=True)
-def even(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is parked comes back after just an hour."""
-
-    def least(_most: int) -> int:
-        return 0
-
-    for module in ("begin", "arming", "move"):
-        monkeypatch.setattr(f"smqueue.protocols.{module}.randrange", least)
 
 
 def left(module: str, op: str, path: tuple[str, ...], beside: bool) -> tuple[Any, ...]:

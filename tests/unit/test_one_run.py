@@ -50,6 +50,7 @@ def late(tx: Transaction, state: Waiting, _: None) -> Gone:
 INSTANCES = Instances()
 INSTANCES.register(Instance("work", work, None, "here"))
 KEYS = Keys("run")
+pytestmark = pytest.mark.usefixtures("even")
 STARTED = [("a", "1"), ("b", "1"), ("a", "1"), ("c", "1"), ("b", "2"), ("d", "1"), ("e", "1")]
 """Operations and machines that are started at once: one twice, and two machines of one operation."""
 SENT = [("a", "end", 1), ("c", "2", 2), ("a", "end", 3), ("c", "2", 2), ("b", "2", 4), ("e", "end", 5), ("d", "end", 6)]
@@ -90,17 +91,6 @@ def left(together: bool, most: int | None = None) -> tuple[list[Any], dict[str, 
     data: dict[str, Any] = dict(store.data)
     data[KEYS.updates] = sorted(pairs for _, pairs in data[KEYS.updates])
     return told, data
-
-
-@pytest.fixture(autouse=True)
-def even(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is parked comes back after just an hour."""
-
-    def least(_most: int) -> int:
-        return 0
-
-    for module in ("begin", "arming", "move"):
-        monkeypatch.setattr(f"smqueue.protocols.{module}.randrange", least)
 
 
 @pytest.mark.parametrize("most", [None, 3])
