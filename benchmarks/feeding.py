@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import redis
-
+from benchmarks.ears import Ears
 from benchmarks.figure import Absent
 from benchmarks.machines import FINISHED
 from smqueue import Executor, State, StateMachine
@@ -63,23 +63,20 @@ def await_true(ask: Callable[[], bool], limit_s: float, what: str) -> None:
 
 
 class Hearing:
-    """Hears the ends that commits publish, on a thread; entered when it is subscribed.
+    """Hears the ends that commits publish, on a thread, while it is entered.
 
     Args:
         url: Of the server.
     """
 
     def __init__(self, url: str) -> None:
-        self._client = redis.Redis.from_url(url)
-        self._pubsub: Any = self._client.pubsub(ignore_subscribe_messages=True)
+        self._ears = Ears(url)
         self._stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.at: dict[str, float] = {}
         """Operation → when its end was heard of, by ``time.time()``."""
 
     def __enter__(self) -> Self:
-        self._pubsub.subscribe(FINISHED)
-        self._pubsub.get_message(timeout=10)  # its confirmation, which is ignored
         self._thread.start()
         return self
 
@@ -88,8 +85,7 @@ class Hearing:
     ) -> None:
         self._stopping = True
         self._thread.join(5)
-        self._pubsub.close()
-        self._client.close()
+        self._ears.close()
 
     def wait(self, names: Collection[str], limit_s: float) -> None:
         """Until all of these have been heard of.
@@ -106,6 +102,5 @@ class Hearing:
 
     def _run(self) -> None:
         while not self._stopping:
-            message = self._pubsub.get_message(timeout=0.2)
-            if message is not None:
-                self.at[message["data"].decode()] = time.time()
+            if select.select([self._ears.socket], [], [], 0.2)[0]:
+                self.at |= dict.fromkeys(self._ears.hear(), time.time())

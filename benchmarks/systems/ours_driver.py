@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 import redis
-import redis.asyncio
 
 from benchmarks.app import from_environment
-from benchmarks.machines import FINISHED, Watched
+from benchmarks.ears import Ears
+from benchmarks.machines import Watched
 from benchmarks.systems.clients import Crew, Orders, new_loop
 from benchmarks.systems.scripts.drive import Seen, arguments, cycle, drive, each, latency_ms
 from smqueue import Executor
@@ -38,21 +38,15 @@ class Watcher(Orders):
 
     def __init__(self, executor: Executor, url: str) -> None:
         super().__init__(executor)
-        self._heard: Any = redis.asyncio.Redis.from_url(url).pubsub(ignore_subscribe_messages=True)
+        self._ears = Ears(url)
         self.at: dict[str, float] = {}
         self._seen = Seen()
-        self._listening: asyncio.Task[None] | None = None
+        asyncio.get_running_loop().add_reader(self._ears.socket, self._hear)
 
-    async def listen(self) -> Watcher:
-        """From here on."""
-        await self._heard.subscribe(FINISHED)
-        self._listening = asyncio.create_task(self._listen())
-        return self
-
-    async def _listen(self) -> None:
-        async for message in self._heard.listen():
-            key = message["data"].decode()
-            self.at[key] = time.perf_counter()
+    def _hear(self) -> None:
+        now = time.perf_counter()
+        for key in self._ears.hear():
+            self.at[key] = now
             self._seen.add(key)
 
     async def finished(self, keys: Sequence[str]) -> None:
@@ -83,7 +77,7 @@ async def open_loop_ms(orders: Watcher, keys: Sequence[str], per_s: float) -> li
 
 async def loads(executor: Executor, given: argparse.Namespace) -> dict[str, Any]:
     """Latencies alone, then at shares of what signals and commits can do at once."""
-    orders = await Watcher(executor, given.url).listen()
+    orders = Watcher(executor, given.url)
     await cycle(orders, [f"w{n}" for n in range(given.warm)], given.clients)
     found: dict[str, Any] = {"alone": await latency_ms(orders, [f"l{n}" for n in range(given.samples)])}
     took = await cycle(orders, [f"c{n}" for n in range(given.cycles)], given.clients)
@@ -108,7 +102,7 @@ async def recorded(executor: Executor, given: argparse.Namespace) -> dict[str, A
 
 async def cycles(executor: Executor, given: argparse.Namespace) -> None:
     """As every system, and what CPU time it took; the latency alone in this process."""
-    watcher = await Watcher(executor, given.url).listen() if given.samples else None
+    watcher = Watcher(executor, given.url) if given.samples else None
     with crew_of(given) as crew:
         await drive(Orders(executor), given, lone=watcher, around=Spent(given.url, crew.pids), spread=crew.each)
 
