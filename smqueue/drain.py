@@ -53,6 +53,8 @@ DRAIN_S = 1.0
 """A drain hands over to another message after this long, so that no task runs for long."""
 AHEAD_FROM = 16
 """From which size of a claim on the next is asked for before it is worked off: handlers that take long keep theirs."""
+AHEAD_OF = 8
+"""And when so many are due: of fewer there are seldom others by then, and a claim that finds none lets the next hint go."""
 LATE_S = LEASE_MS / 1000 * 0.7
 """After this long what was claimed ahead is not worked on any more: handlers have become slow."""
 ELSEWHERE_MS = 2_000
@@ -133,7 +135,7 @@ class Drain:
                 if due.more and not hinted:  # more than one claim: another worker may help
                     self.outbound.hint(self.keys.namespace, self.keys.shard)
                     hinted = True
-                ahead = due.more and self._batch >= AHEAD_FROM and self.driver.overlaps
+                ahead = len(due.machines) >= AHEAD_OF and self._batch >= AHEAD_FROM and self.driver.overlaps
                 ahead = ahead and not (due.doubtful or due.triggers or due.other)
                 if ahead and time.monotonic() < until:  # the server claims while handlers run here
                     claiming, asked_s = self.driver.start(self._claim()), time.monotonic()
