@@ -54,9 +54,11 @@ DRAIN_S = 1.0
 AHEAD_FROM = 16
 """From which size of a claim on the next is asked for before it is worked off: handlers that take long keep theirs."""
 AHEAD_OF = 8
-"""And when so many are due: of fewer there are seldom others by then, and a claim that finds none lets the next hint go."""
+"""And of how many that are due: with fewer there are seldom others by then, and one that finds none lets a hint go."""
 LATE_S = LEASE_MS / 1000 * 0.7
 """After this long what was claimed ahead is not worked on any more: handlers have become slow."""
+LOOKED_AT = frozenset({"reached", "finished"})
+"""Triggers that need no task: to see whether another machine is there is one look."""
 ELSEWHERE_MS = 2_000
 """When a worker that lacks a module or its version looks again; others may look sooner."""
 
@@ -169,11 +171,12 @@ class Drain:
         for one in due.unreadable:
             self._unreadable(one)
         for armed in due.triggers:
-            with self._apart(f"trigger {armed.trigger} of operation {armed.machine.op}", armed):
-                if armed.kind in {"reached", "finished"}:
+            if armed.kind in LOOKED_AT:
+                with self._apart(f"trigger {armed.trigger} of operation {armed.machine.op}", armed):
                     self.relay.look(armed)
-                else:
-                    self.outbound.trigger(armed)
+        if sent := [armed for armed in due.triggers if armed.kind not in LOOKED_AT]:
+            with self._apart(f"{len(sent)} triggers"):
+                self.outbound.send_triggers(sent)
         for entry in due.other:
             with self._apart(entry), self._working_on(entry):
                 self.relay.other(entry)

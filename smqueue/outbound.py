@@ -16,8 +16,8 @@ class Outbound(Protocol):
         """Say that something is due in a shard."""
         ...
 
-    def trigger(self, armed: Armed) -> None:
-        """Send the task that runs a trigger's code."""
+    def send_triggers(self, armed: Sequence[Armed]) -> None:
+        """Send the tasks that run triggers' code."""
         ...
 
     def send_task(

@@ -50,8 +50,8 @@ class Sent:
     def hint(self, namespace: str, shard: int) -> None:
         self.hints += 1
 
-    def trigger(self, armed: Armed) -> None:
-        self.triggers.append(armed)
+    def send_triggers(self, armed: Sequence[Armed]) -> None:
+        self.triggers += armed
 
     def send_task(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str, options: Mapping[str, Any]

@@ -34,8 +34,8 @@ class Silent:
     def hint(self, namespace: str, shard: int) -> None:
         """Nothing."""
 
-    def trigger(self, armed: Any) -> None:
-        """Nothing: its entry stays due."""
+    def send_triggers(self, armed: Any) -> None:
+        """Nothing: their entries stay due."""
 
     def send_task(self, name: str, args: Any, kwargs: Any, task_id: str, options: Any) -> None:  # noqa: ARG002
         """Leave the request to a worker."""

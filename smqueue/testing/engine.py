@@ -53,9 +53,9 @@ class LocalOutbound:
     def hint(self, namespace: str, shard: int) -> None:
         """See ``Outbound``; whoever runs the machines looks anyway."""
 
-    def trigger(self, armed: Armed) -> None:
+    def send_triggers(self, armed: Sequence[Armed]) -> None:
         """See ``Outbound``."""
-        self.triggers.append(armed)
+        self.triggers += armed
 
     def send_task(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str, options: Mapping[str, Any]

@@ -14,7 +14,8 @@ from kombu.transport.virtual import QoS
 from smqueue.schemas import HIDDEN
 
 JSON = "application/json"
-HINT = "smqueue.transition"
+HINTS = frozenset({"smqueue.transition", "smqueue.trigger"})
+"""Tasks that what is due is found and sent again without."""
 _Request: Any = Request
 _default: Any = default
 
@@ -35,9 +36,9 @@ def take_hints_lightly(channel: object) -> None:
     """Let a consumer's channel note hints in this process alone.
 
     Over Redis kombu keeps a copy of each message that is not acknowledged yet, which takes a round trip before the
-    message is looked at, and another one when it is acknowledged. A hint that its worker takes along costs a second at
-    most, and kombu's copy would come back an hour later. How many messages are reserved is counted as ever, and who
-    ends in order puts back what it has not begun.
+    message is looked at, and another one when it is acknowledged. A hint that its worker takes along costs a second, of
+    a trigger five, and kombu's copy would come back an hour later. How many messages are reserved is counted as ever,
+    and who ends in order puts back what it has not begun.
     """
     own: Any = channel
     qos: Any = getattr(channel, "qos", None)
@@ -81,7 +82,8 @@ def _as_known(channel: object, qos: object) -> bool:
 
 def _is_hint(message: Any) -> bool:
     headers = getattr(message, "headers", None)  # whatever somebody has put there
-    return isinstance(headers, dict) and cast("dict[str, Any]", headers).get("task") == HINT
+    task = cast("dict[str, Any]", headers).get("task") if isinstance(headers, dict) else None
+    return isinstance(task, str) and task in HINTS
 
 
 class QuietRequest(_Request):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -33,6 +34,14 @@ unless its clock is that much behind. Not shorter: of a worker whose clock is th
 and what is due would have to wait for its pump."""
 
 
+class Message(NamedTuple):
+    """A task of ours to be sent."""
+
+    name: str
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+
 class CeleryOutbound:
     """Sends hints, triggers and users' tasks."""
 
@@ -46,7 +55,7 @@ class CeleryOutbound:
 
     def hint(self, namespace: str, shard: int) -> None:
         """See ``Outbound``; one that cannot be sent is not needed: the pump of a worker finds what is due."""
-        self._send("smqueue.transition", (namespace, shard), **self._hint_options())
+        self._send(Message("smqueue.transition", (namespace, shard), self._hint_options()))
 
     def push(self, keys: Keys) -> Push | None:
         """A hint for a shard, for commits to push; ``None``: it has to be sent after them."""
@@ -55,19 +64,22 @@ class CeleryOutbound:
     def _hint_options(self) -> dict[str, Any]:
         return {"queue": queue_of(self._app, "smqueue_transition_queue"), "expires": HINT_EXPIRES_S}
 
-    def trigger(self, armed: Armed) -> None:
+    def send_triggers(self, armed: Sequence[Armed]) -> None:
         """See ``Outbound``."""
+        self._send(*[self._trigger(one) for one in armed])
+
+    def _trigger(self, armed: Armed) -> Message:
         op, machine = armed.machine.op, armed.active.machine
-        self._send(
-            "smqueue.trigger",
-            (op, machine, armed.entry, armed.kind, self._settings().namespace),
-            task_id=attempt_id(armed.machine.entry, armed.trigger),
-            queue=queue_of(self._app, "smqueue_trigger_queue"),
-            shadow=f"{armed.placed.module}.{armed.placed.type.name}/{armed.trigger}",
-            argsrepr=repr((op, machine)),
-            kwargsrepr="{}",
-            retries=armed.tries,  # for Flower, which takes it from the message
-        )
+        options = {
+            "task_id": attempt_id(armed.machine.entry, armed.trigger),
+            "queue": queue_of(self._app, "smqueue_trigger_queue"),
+            "shadow": f"{armed.placed.module}.{armed.placed.type.name}/{armed.trigger}",
+            "argsrepr": repr((op, machine)),
+            "kwargsrepr": "{}",
+            "retries": armed.tries,  # for Flower, which takes it from the message
+        }
+        args = (op, machine, armed.entry, armed.kind, self._settings().namespace)
+        return Message("smqueue.trigger", args, options)
 
     def send_task(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str, options: Mapping[str, Any]
@@ -106,14 +118,16 @@ class CeleryOutbound:
         """Send events of one trigger."""
         self._events.send(*told)
 
-    def _send(self, name: str, args: tuple[Any, ...], **options: Any) -> None:
+    def _send(self, *messages: Message) -> None:
         if self._failing and time.monotonic() < self._again_at:
             return
         try:
-            with tracing.apart(), self._senders.acquire() as producer:
-                self._app.send_task(
-                    name, args=args, serializer="json", ignore_result=True, retry=False, producer=producer, **options
-                )
+            with tracing.apart(), self._senders.acquire() as producer, _together(producer, messages):
+                for name, args, options in messages:
+                    self._app.send_task(
+                        name, args=args, serializer="json", ignore_result=True, retry=False, producer=producer,
+                        **options,
+                    )  # fmt: skip
         except Exception as error:  # kombu raises a dozen kinds; all mean that the broker did not take it
             self._again_at = time.monotonic() + PAUSE_S
             if not self._failing:
@@ -123,3 +137,8 @@ class CeleryOutbound:
         if self._failing:
             log.warning("the broker takes messages again")
         self._failing = False
+
+
+def _together(producer: Any, messages: Sequence[Message]) -> AbstractContextManager[object]:
+    """In the block a broker that can, such as Redis, is sent all messages in one round trip, at its end."""
+    return producer.batch() if len(messages) > 1 and hasattr(producer, "batch") else nullcontext()  # since kombu 5.7

@@ -37,7 +37,7 @@ def test_a_broker_that_refuses_for_a_while_ends_no_worker(refusal: str, pool: st
             for worker in workers:  # or they would have taken all before the refusal
                 os.kill(worker.process.pid, signal.SIGSTOP)
             for _ in range(MESSAGES):  # enough for each to be given one more, whose delivery cannot be noted; no hints
-                made.app.send_task("smqueue.trigger", ("gone", "", "gone:gone:gone", "call", NAMESPACE))
+                made.app.send_task("smqueue.add", ([],), {"namespace": NAMESPACE})
             client.execute_command(*begin)
             for worker in workers:
                 os.kill(worker.process.pid, signal.SIGCONT)

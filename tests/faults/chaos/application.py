@@ -70,7 +70,7 @@ def executor_on(application: Celery, url: str | None) -> Executor:
         builder = builder.with_module(module.name, module)
     made = builder.build(application, url=url, namespace=NAMESPACE)
     outbound: Any = made.outbound
-    outbound.hint, outbound.trigger = _twice(outbound.hint, HINTED_S), _twice(outbound.trigger, 0)
+    outbound.hint, outbound.send_triggers = _twice(outbound.hint, HINTED_S), _twice(outbound.send_triggers, 0)
     return made
 
 
