@@ -22,7 +22,7 @@ from benchmarks.app import from_environment
 from benchmarks.ears import Ears
 from benchmarks.machines import Watched
 from benchmarks.systems.clients import Crew, Orders, new_loop
-from benchmarks.systems.scripts.drive import Seen, arguments, cycle, drive, each, latency_ms
+from benchmarks.systems.scripts.drive import SETTLE_S, Seen, arguments, cycle, drive, each, latency_ms
 from smqueue import Executor
 
 BEGIN, END = "bench-begin", "bench-end"
@@ -75,11 +75,24 @@ async def open_loop_ms(orders: Watcher, keys: Sequence[str], per_s: float) -> li
     return [(orders.at[key] - meant[key]) * 1000 for key in keys]
 
 
+def pings_ms(url: str, count: int) -> list[float]:
+    """Milliseconds of one exchange with the server that does nothing, after as long a rest as before a signal alone."""
+    found: list[float] = []
+    with redis.Redis.from_url(url) as client:
+        for _ in range(count):
+            time.sleep(SETTLE_S)
+            began = time.perf_counter()
+            client.ping()
+            found.append((time.perf_counter() - began) * 1000)
+    return found
+
+
 async def loads(executor: Executor, given: argparse.Namespace) -> dict[str, Any]:
     """Latencies alone, then at shares of what signals and commits can do at once."""
     orders = Watcher(executor, given.url)
     await cycle(orders, [f"w{n}" for n in range(given.warm)], given.clients)
     found: dict[str, Any] = {"alone": await latency_ms(orders, [f"l{n}" for n in range(given.samples)])}
+    found["ping"] = pings_ms(given.url, given.samples)
     took = await cycle(orders, [f"c{n}" for n in range(given.cycles)], given.clients)
     found["capacity"] = capacity = given.cycles / took["finish_s"]
     for share in SHARES:
