@@ -11,9 +11,11 @@ from typing import Any, cast
 import pytest
 import redis
 from celery import Celery
+from kombu.messaging import Producer
 
 from smqueue import ExecutorBuilder, StateMachine
 from smqueue.embedded import EmbeddedServer
+from smqueue.protocols.claim import claim
 from tests.apps import parked, shop
 from tests.monitor import monitoring
 from tests.shopping import Shop
@@ -117,3 +119,18 @@ def test_no_message_of_a_run_has_an_eta(world: Shop, broker: redis.Redis) -> Non
         assert set(tasks) == {"smqueue.transition", "smqueue.trigger", "smqueue.ended", "shop.add_up"}
         assert tasks.count("smqueue.trigger") >= 3 + 3 + 3 + 2, "polls, calls that fail, tasks"
         assert not any(map(waits, monitor.messages))
+
+
+@pytest.mark.skipif(not hasattr(Producer, "batch"), reason="kombu before 5.7 sends messages one by one")
+def test_triggers_of_one_look_travel_together(world: Shop, broker: redis.Redis) -> None:
+    """All triggers that a drain finds due are one round trip to a Redis broker, however many they are."""
+    world.executor.add_state_machines([StateMachine(f"op{n}", shop.Calling(n)) for n in range(8)])
+    engine: Any = world.executor
+    due = engine.deployment.driver.run(claim(world.keys, engine.instances, 64))
+    assert len(due.triggers) == 8
+    engine.outbound.send_triggers(due.triggers[:2])  # connects
+    before = broker.info("stats")["total_reads_processed"]
+    engine.outbound.send_triggers(due.triggers[2:])
+    read = broker.info("stats")["total_reads_processed"] - before
+    assert read == 2, "all of them, and this look"
+    assert broker.llen(world.namespace) == 9, "one of them is the hint of their adding"
