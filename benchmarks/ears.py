@@ -30,17 +30,24 @@ class Ears:
         self._client = redis.Redis.from_url(url, protocol=2)
         self._connection: Any = self._client.connection_pool.get_connection()
         self._connection.send_command("SUBSCRIBE", FINISHED)
-        self._connection.read_response()  # its confirmation
         self.socket: socket = self._connection._sock
         self._reader: Any = cast("Any", hiredis).Reader(encoding="utf-8")
+        while not any(message[0] == "subscribe" for message in self._read()):
+            pass
 
     def hear(self) -> list[str]:
-        """What has been published since; waits for something unless there is something to read."""
-        self._reader.feed(self.socket.recv(CHUNK))
-        heard: list[str] = []
-        while (message := self._reader.gets()) is not False:
-            heard.append(message[2])
-        return heard
+        """What has been published since; waits for something unless there is something to read.
+
+        Raises:
+            ConnectionError: The server has gone away.
+        """
+        return [message[2] for message in self._read()]
+
+    def _read(self) -> list[Any]:
+        if not (data := self.socket.recv(CHUNK)):
+            raise ConnectionError("the server has gone away")
+        self._reader.feed(data)
+        return list(iter(self._reader.gets, False))
 
     def close(self) -> None:
         """Hear no more."""

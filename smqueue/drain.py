@@ -170,13 +170,13 @@ class Drain:
         """What was claimed beside machines that move."""
         for one in due.unreadable:
             self._unreadable(one)
+        if sent := [armed for armed in due.triggers if armed.kind not in LOOKED_AT]:  # before any look that may fail
+            with self._apart(f"{len(sent)} triggers"):
+                self.outbound.send_triggers(sent)
         for armed in due.triggers:
             if armed.kind in LOOKED_AT:
                 with self._apart(f"trigger {armed.trigger} of operation {armed.machine.op}", armed):
                     self.relay.look(armed)
-        if sent := [armed for armed in due.triggers if armed.kind not in LOOKED_AT]:
-            with self._apart(f"{len(sent)} triggers"):
-                self.outbound.send_triggers(sent)
         for entry in due.other:
             with self._apart(entry), self._working_on(entry):
                 self.relay.other(entry)

@@ -357,8 +357,9 @@ def _allocator(binary: Binary) -> dict[str, str]:
         return {}
     with suppress(PackageNotFoundError):
         for file in files(ALLOCATOR) or ():
-            if file.match("libmimalloc.so.*"):
-                return {"LD_PRELOAD": str(Path(str(file.locate())).resolve())}
+            path = str(Path(str(file.locate())).resolve())
+            if file.match("libmimalloc.so.*") and not {" ", ":"} & set(path):  # which part the names of libraries
+                return {"LD_PRELOAD": path}
     return {}
 
 

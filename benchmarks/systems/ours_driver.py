@@ -44,8 +44,9 @@ class Watcher(Orders):
         asyncio.get_running_loop().add_reader(self._ears.socket, self._hear)
 
     def _hear(self) -> None:
+        heard = self._ears.hear()
         now = time.perf_counter()
-        for key in self._ears.hear():
+        for key in heard:
             self.at[key] = now
             self._seen.add(key)
 
@@ -79,6 +80,7 @@ def pings_ms(url: str, count: int) -> list[float]:
     """Milliseconds of one exchange with the server that does nothing, after as long a rest as before a signal alone."""
     found: list[float] = []
     with redis.Redis.from_url(url) as client:
+        client.ping()  # connects
         for _ in range(count):
             time.sleep(SETTLE_S)
             began = time.perf_counter()

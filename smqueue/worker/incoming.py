@@ -37,8 +37,8 @@ def take_hints_lightly(channel: object) -> None:
 
     Over Redis kombu keeps a copy of each message that is not acknowledged yet, which takes a round trip before the
     message is looked at, and another one when it is acknowledged. A hint that its worker takes along costs a second, of
-    a trigger five, and kombu's copy would come back an hour later. How many messages are reserved is counted as ever,
-    and who ends in order puts back what it has not begun.
+    a trigger five, and up to five minutes if it had been sent before, while kombu's copy would come back after an hour.
+    How many messages are reserved is counted as ever, and who ends in order puts back what it has not begun.
     """
     own: Any = channel
     qos: Any = getattr(channel, "qos", None)

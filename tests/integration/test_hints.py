@@ -6,9 +6,11 @@ from datetime import timedelta
 
 import pytest
 
-from smqueue import Module, State, StateMachine, Transaction, now
+from smqueue import Context, Module, State, StateMachine, Transaction, finished, now, poll
 from smqueue import drain as draining
-from smqueue.protocols.claim import claim, pump
+from smqueue.errors import StoreUnavailable
+from smqueue.protocols.claim import Armed, claim, pump
+from smqueue.relay import Relay
 from tests.inprocess import Local, Play
 
 hinted = Module("hinted", handler_timeout=timedelta(seconds=5))
@@ -19,6 +21,11 @@ class Due(State):
     n: int
 
 
+@hinted.state
+class Both(State):
+    n: int
+
+
 @hinted.state(terminal=True)
 class Gone(State):
     n: int
@@ -26,6 +33,20 @@ class Gone(State):
 
 @hinted.on(Due, now())
 def gone(tx: Transaction, state: Due, _: None) -> Gone:
+    return Gone(state.n)
+
+
+@hinted.on(Both, finished(lambda _: "elsewhere"))
+def ended(tx: Transaction, state: Both, _: None) -> Gone:
+    return Gone(state.n)
+
+
+def look(state: Both, context: Context[object]) -> int | None:
+    return None
+
+
+@hinted.on(Both, poll(look, every=timedelta(seconds=1)))
+def seen(tx: Transaction, state: Both, _: int) -> Gone:
     return Gone(state.n)
 
 
@@ -76,3 +97,17 @@ def test_a_drain_sends_one_hint_for_one(local: Local, monkeypatch: pytest.Monkey
     local.drain()
     assert len(list(local.executor.get_active_operations())) > 0
     assert local.sent.hints == 1
+
+
+def test_a_look_that_fails_keeps_no_task_waiting(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To see whether another operation has ended may fail, as when its server is away: the tasks of all triggers that
+    were found due beside it are sent all the same."""
+
+    def fail(relay: Relay, armed: Armed) -> None:
+        raise StoreUnavailable("redis://elsewhere", "gone")
+
+    monkeypatch.setattr(Relay, "look", fail)
+    local.executor.add_state_machines([StateMachine(f"op{n}", Both(n)) for n in range(3)])
+    with pytest.raises(StoreUnavailable):
+        local.drain()
+    assert sorted(armed.machine.op for armed in local.sent.triggers) == ["op0", "op1", "op2"]
