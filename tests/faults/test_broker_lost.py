@@ -148,7 +148,7 @@ def test_what_was_reserved_before_the_broker_restarted_does_not_end_the_worker(t
             wait_until((tmp_path / "held.entered").exists, "the worker's one thread to be in the handler")
             received = worker.output.count("] received")
             for _ in range(2):  # no hints: those are acknowledged without the broker
-                app.send_task("smqueue.trigger", ("gone", "", "gone:gone:gone", "call", NAMESPACE))
+                app.send_task("smqueue.add", ([],), {"namespace": NAMESPACE})
             wait_until(lambda: worker.output.count("] received") >= received + 2, "two messages to be reserved")
             broker.kill()
             broker.restart()

@@ -10,6 +10,7 @@ import pytest
 
 from smqueue import Module, State, Transaction, now, reached
 from smqueue.protocols import retention
+from smqueue.protocols.bounds import LEASE_MS
 from smqueue.roundtrip import Commit, Steps
 from tests.inprocess import Local, Play
 
@@ -112,7 +113,7 @@ def test_what_is_kept_for_long_is_not_in_the_way(local: Local) -> None:
     _finish(local, "short", Brief())
     left = _entry(local)
     assert left is not None
-    assert left < 1_000
+    assert left <= LEASE_MS, "due within a moment; on a slow machine it was, and is leased"
     assert _sweep(local).forgotten == 1
     assert not _kept(local, "short")
 
