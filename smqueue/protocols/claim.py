@@ -136,14 +136,19 @@ class Watch(NamedTuple):
     """It is on watch: to be woken by those who arm something that falls due before it would look."""
 
 
-def pump(keys: Keys, hosted: bool, caller: str = "") -> Steps[Watch]:
-    """Look when something is next due, if no other caller does so now; 1 round trip."""
+def pump(keys: Keys, hosted: bool, caller: str = "", hint_ms: int = HINT_MS) -> Steps[Watch]:
+    """Look when something is next due, if no other caller does so now; 1 round trip.
+
+    ``hint_ms`` is after how long another hint may be sent. Callers vary it: whoever takes messages that are not for
+    him, such as another application's worker on the same queue, and waits a second each time, as Celery's workers do,
+    would otherwise be the first in line for each of them.
+    """
     names = (keys.hint, keys.schedule, keys.watch, keys.roused, *([keys.hosted] if hosted else []))
 
     def parse(reply: Any) -> Watch:
         return Watch(int(reply[0]), bool(reply[1]), bool(reply[2]), bool(reply[3]))
 
-    return (yield from call("pump", names, (HINT_MS, caller, WATCH_MS), parse))
+    return (yield from call("pump", names, (hint_ms, caller, WATCH_MS), parse))
 
 
 def _due(instances: Instances, reply: Any, count: int) -> Due:

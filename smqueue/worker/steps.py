@@ -19,7 +19,7 @@ from smqueue import limits
 from smqueue.errors import SmqueueError, StoreRefused, StoreUnavailable, error_text
 from smqueue.keys import new_id
 from smqueue.presence import NOTED_S, Noted, leave, note
-from smqueue.protocols.bounds import WATCH_MS
+from smqueue.protocols.bounds import HINT_MS, WATCH_MS
 from smqueue.protocols.claim import pump
 from smqueue.retry import Retry
 from smqueue.worker.engine import Engine
@@ -145,7 +145,8 @@ class Pump(bootsteps.StartStopStep):
         """Look at each shard once; returns how long nothing is due, in seconds, and whether it is on watch anywhere."""
         wait_s, on_watch = LONGEST_S + ROTATED_S, False
         for keys in engine.executor.deployment.all_keys():
-            watch = engine.driver.run(pump(keys, hosted=host.room > 0, caller=self._id))
+            hint_ms = random.randint(HINT_MS, HINT_MS * 3 // 2)
+            watch = engine.driver.run(pump(keys, host.room > 0, self._id, hint_ms))
             if watch.hint:
                 engine.outbound.hint(keys.namespace, keys.shard)
             next_ms = 0 if watch.hosted and host.claim(keys) else watch.wait_ms
