@@ -103,16 +103,17 @@ class Buffer:
         self.writes.append((name, key, *args))
         if name == "PUBLISH":
             return
-        known_string = key in self._strings or (key not in self._touched and ("GET", key) in self.known)
-        total = _number("INCRBY", key, self.string(key)) + int(args[0]) if name == "INCRBY" and known_string else 0
+        if name == "INCRBY" and not (key in self._strings or (key not in self._touched and ("GET", key) in self.known)):
+            self._unknown(key)
+            return
+        if name == "INCRBY":
+            self._strings[key] = str(_number(name, key, self.string(key)) + int(args[0])).encode()
         self._touched.setdefault(key, False)
         match name:
             case "SET" | "DEL":
                 self._parts = {part: value for part, value in self._parts.items() if part[0] != key}
                 self._touched[key] = False
                 self._strings[key] = encoded(args[0]) if name == "SET" else None
-            case "INCRBY" if known_string:
-                self._strings[key] = str(total).encode()
             case "HSET":
                 for field, value in zip(args[::2], args[1::2], strict=True):
                     self._parts[key, "HGET", encoded(field)] = encoded(value)
@@ -120,12 +121,17 @@ class Buffer:
                 self._parts.update({(key, "HGET", encoded(field)): None for field in args})
             case "SADD" | "SREM":
                 self._parts.update({(key, "SISMEMBER", encoded(member)): int(name == "SADD") for member in args})
-            case "PEXPIRE":
+            case "INCRBY" | "PEXPIRE":
                 pass
             case _:
-                self._touched[key] = True
-                self._strings.pop(key, None)
-                self._parts = {part: value for part, value in self._parts.items() if part[0] != key}
+                self._unknown(key)
+
+    def _unknown(self, key: str) -> None:
+        """What a key holds from now on is known only at commit."""
+        self._touched[key] = True
+        self._strings.pop(key, None)
+        if self._parts:
+            self._parts = {part: value for part, value in self._parts.items() if part[0] != key}
 
     # --- would they fail in EXEC? --------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -88,18 +88,17 @@ class Deployment:
         settings = self.settings
         return keys_of(settings.namespace, settings.shards)
 
-    def one_shard(self, operation_ids: Iterable[str]) -> Keys:
+    def one_shard(self, operation_ids: Sequence[str]) -> Keys:
         """The shard that all these operations live in.
 
         Raises:
             CrossShard: They live in several.
         """
-        ids = list(operation_ids)
-        if not ids:
+        if not operation_ids:
             return self.all_keys()[0]
-        first = self.keys(ids[0])
-        if any(self.keys(other).shard != first.shard for other in ids[1:]):
-            raise CrossShard(", ".join(sorted(set(ids))[:5]))
+        first = self.keys(operation_ids[0])
+        if len(operation_ids) > 1 and any(self.keys(other).shard != first.shard for other in operation_ids[1:]):
+            raise CrossShard(", ".join(sorted(set(operation_ids))[:5]))
         return first
 
 

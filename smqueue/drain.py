@@ -281,6 +281,7 @@ class Drain:
         elapsed_us = int((time.perf_counter() - sent.due.read_s) * 1_000_000)
         requests: list[bytes] = []
         hint = False
+        told = list[tuple[Claimed, str]]()
         self.leases.release(sent.leases[: len(ended)])
         for one, commit_id, run, span in zip(claimed, ids, ended, spans, strict=False):
             if run.error is not None:
@@ -292,11 +293,12 @@ class Drain:
             done = run.result()
             if span is not None:
                 transitioned(span, one, done)
-            self.tallies.committed(one, done.kind, sent.due.now_us, elapsed_us)
+            told.append((one, done.kind))
             requests += done.requests
             hint = hint or done.hint
             if watched or done.kind in {"held", "torn"}:
                 self._after(one, commit_id, done, watched)
+        self.tallies.committed(told, sent.due.now_us, elapsed_us)
         if hint:
             self.outbound.hint(self.keys.namespace, self.keys.shard)
         self.relay.own(requests)

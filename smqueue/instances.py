@@ -135,6 +135,7 @@ class Instances:
     def __init__(self, global_context: Callable[[str, str], Any] | None = None, shards: int = 1) -> None:
         self._by_id: dict[str, Instance] = {}
         self._owners: dict[type, Instance] = {}
+        self._receivers: dict[tuple[Signal[Any] | str, str | None], tuple[Instance, Signal[Any]]] = {}
         self._global_context = global_context
         self.limit, self.inbox_limit = PAYLOAD_LIMIT, INBOX_LIMIT
         self.max_active: int | None = None
@@ -157,6 +158,7 @@ class Instances:
             raise DuplicateModule(instance.id, first.where, instance.where)
         self._by_id[instance.id] = instance
         self._owners.clear()
+        self._receivers.clear()
 
     def ids(self) -> Sequence[str]:
         """The ids of all registered modules."""
@@ -358,7 +360,8 @@ class Instances:
         spelled = compact(data)
         if (size := len(spelled.encode())) > self.limit:
             raise TooLarge(f"payload of {declared.name}", size, self.limit)
-        return Told(op, instance.id, declared.name, self.value(codec, data, op, instance.id))
+        stored = self.secrets.value(codec, data, op, instance.id)
+        return Told(op, instance.id, declared.name, spelled if stored is data else compact(stored))
 
     def value(self, schema: Codec[Any], data: JsonValue, op: str, module_id: str) -> str:
         """A dumped payload or outcome as it is stored."""
@@ -371,8 +374,11 @@ class Instances:
     def _receiver(self, signal: Signal[Any] | str, module_id: str | None) -> tuple[Instance, Signal[Any]]:
         if not isinstance(signal, str | Signal):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidInput("signal", f"expected a Signal or its name, got {type(signal).__name__}")
+        given = None if module_id is None else self.get(module_id)
+        if (receiver := self._receivers.get((signal, module_id))) is not None:
+            return receiver
         name = signal if isinstance(signal, str) else signal.name
-        instances = [self.get(module_id)] if module_id is not None else list(self._by_id.values())
+        instances = list(self._by_id.values()) if given is None else [given]
 
         def owns(instance: Instance) -> bool:
             found = instance.module.signals.get(name)
@@ -384,7 +390,8 @@ class Instances:
             raise UnknownSignal(name, module_id or " or ".join(self._by_id) or "at all", ", ".join(known) or "none")
         if len(owners) > 1:
             raise AmbiguousModule(f"signal {name}", ", ".join(i.id for i in owners))
-        return owners[0], owners[0].module.signals[name]
+        receiver = self._receivers[signal, module_id] = owners[0], owners[0].module.signals[name]
+        return receiver
 
 
 @functools.lru_cache(maxsize=1024)

@@ -86,7 +86,8 @@ def new_id() -> str:
     # else that adding a machine asks of its thread.
     if not _drawn:
         raw = token_bytes(DRAWN * 12)
-        _drawn.extend(urlsafe_b64encode(raw[at : at + 12]).decode() for at in range(0, len(raw), 12))
+        letters = urlsafe_b64encode(raw).decode()  # 16 for each 12 bytes
+        _drawn.extend([letters[at : at + 16] for at in range(0, len(letters), 16)])
     try:
         return _drawn.pop()
     except IndexError:  # other threads have taken them
@@ -94,6 +95,7 @@ def new_id() -> str:
 
 
 DRAWN = 256
+_URLSAFE = bytes.maketrans(b"+/", b"-_")
 _drawn = deque[str]()
 os.register_at_fork(after_in_child=_drawn.clear)
 
@@ -105,7 +107,7 @@ def digest(operation_id: str, field: str) -> str:
     SHA-1, which scripts have too (``record_id`` in ``_common.lua``).
     """
     raw = sha1(f"{encode(operation_id)}\n{field}".encode(), usedforsecurity=False).digest()
-    return urlsafe_b64encode(raw[:15]).decode()
+    return binascii.b2a_base64(raw[:15], newline=False).translate(_URLSAFE).decode()
 
 
 def shard_of(operation_id: str, shards: int) -> int:

@@ -94,15 +94,19 @@ class Run(Generic[T]):
         self.watched: frozenset[str] = NOTHING  # what its next commit rests on
         self.checked: frozenset[str] = NOTHING
         self._value: T | None = None
-        self.answer(None)
+        self._go_on(None)
 
     def answer(self, reply: object) -> None:
         """Send the reply to the pending request; an exception is thrown into the protocol."""
-        if isinstance(self.request, Read):
-            self.watched = self.watched.union(self.request.watch)
-            self.checked = self.checked.union(self.request.check)
-        elif isinstance(self.request, Commit):  # EXEC drops every WATCH; a script does not
+        request = self.request
+        if isinstance(request, Read):
+            self.watched = self.watched.union(request.watch)
+            self.checked = self.checked.union(request.check)
+        elif isinstance(request, Commit):  # EXEC drops every WATCH; a script does not
             self.watched = self.checked = NOTHING
+        self._go_on(reply)
+
+    def _go_on(self, reply: object) -> None:
         try:
             self.request = self.steps.throw(reply) if isinstance(reply, Exception) else self.steps.send(reply)
         except StopIteration as end:
@@ -152,15 +156,32 @@ def call(script: str, keys: Sequence[str], args: Sequence[Arg], parse: Callable[
     return parse((yield Call(script, tuple(keys), tuple(args))))
 
 
-def call_each(
-    script: str, keys: Sequence[str], args: Sequence[Arg], own: Sequence[Arg], parse: Callable[[Any], A],
-    commits: bool = False,
-) -> Steps[A]:  # fmt: skip
-    """Run one script that takes several callers, with what is this caller's own; 1 round trip."""
-    (reply,) = yield Call(script, tuple(keys), tuple(args), (len(own), *own), commits)
-    if isinstance(reply, Exception):
-        raise reply
-    return parse(reply)
+def own_call(
+    script: str, keys: tuple[str, ...], args: tuple[Arg, ...], own: Sequence[Arg], commits: bool = False
+) -> Call:
+    """One run of a script that takes several callers, with what is this caller's own.
+
+    To be yielded, and its reply given to ``own_reply``: no protocol of its own, for this is how most requests are made.
+    """
+    return Call(script, keys, args, (len(own), *own), commits)
+
+
+def own_reply(reply: Any) -> Any:
+    """What the script returned to this caller; an error reply is raised."""
+    (own,) = reply
+    if isinstance(own, Exception):
+        raise own
+    return own
+
+
+def own_repeat(call: Call, attempts: int) -> Steps[Any]:
+    """Make a caller's own call of a script that recognises its own repetition; a lost reply asks again."""
+    for _ in range(attempts - 1):
+        try:
+            return own_reply((yield call))
+        except LostReply:
+            continue
+    return own_reply((yield call))
 
 
 def repeat(script: str, keys: Sequence[str], args: Sequence[Arg], parse: Callable[[Any], A], attempts: int) -> Steps[A]:

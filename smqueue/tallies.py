@@ -13,7 +13,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 from weakref import WeakSet
@@ -125,42 +125,43 @@ class Tallies:
         made = self._series[key] = [0] * (len(tally.bounds) + 2 if tally.bounds else 1)
         return made
 
-    def committed(self, one: Claimed, kind: str, claimed_us: int, elapsed_us: int) -> None:
-        """What has become of a claimed machine, and how long after its claim, its outcome, or its deadline.
+    def committed(self, ended: Iterable[tuple[Claimed, str]], claimed_us: int, elapsed_us: int) -> None:
+        """What has become of claimed machines, and how long after their claim, their outcomes, or their deadlines.
 
         Args:
-            one: The machine.
-            kind: What became of it.
-            claimed_us: When it was claimed, by Redis's clock.
+            ended: The machines, and what became of each.
+            claimed_us: When they were claimed, by Redis's clock.
             elapsed_us: How long ago that is.
         """
-        won, placed, at_ms = one.won, one.placed, one.at_ms
-        module, timed, rival = placed.module, False, None
-        for name, wait in one.machine.armed.items():
-            if type(wait) is int:  # a deadline
-                if name == won:
-                    timed = True
-                elif rival is None or wait < rival:
-                    rival = wait
-        known = (module, placed.type.name, won, kind, timed)
-        with self._lock:  # one for all, and all series at one look: this runs for each transition
-            if (into := self._races.get(known)) is None:
-                into = self._race(module, placed.type.name, won, kind, timed)
-                if len(self._races) < KNOWN_RACES:
-                    self._races[known] = into
-            commits, commit, since, margin = into
-            commits[0] += 1
-            if kind not in MOVING:
-                return
-            commit[bisect_left(COMMIT.bounds, elapsed_us)] += 1
-            commit[-1] += elapsed_us
-            since_us = max(0, claimed_us + elapsed_us - at_ms * 1000)
-            since[bisect_left(LATE.bounds, since_us)] += 1
-            since[-1] += since_us
-            if rival is not None and kind != "kept":
-                margin_us = max(0, rival - at_ms) * 1000
-                margin[bisect_left(MARGIN.bounds, margin_us)] += 1
-                margin[-1] += margin_us
+        now_us, slot = claimed_us + elapsed_us, bisect_left(COMMIT.bounds, elapsed_us)
+        with self._lock:  # one for all, and all series of one at one look: this runs for each transition
+            for one, kind in ended:
+                won, placed, at_ms = one.won, one.placed, one.at_ms
+                timed, rival = False, None
+                for name, wait in one.machine.armed.items():
+                    if type(wait) is int:  # a deadline
+                        if name == won:
+                            timed = True
+                        elif rival is None or wait < rival:
+                            rival = wait
+                known = (placed.module, placed.type.name, won, kind, timed)
+                if (into := self._races.get(known)) is None:
+                    into = self._race(*known)
+                    if len(self._races) < KNOWN_RACES:
+                        self._races[known] = into
+                commits, commit, since, margin = into
+                commits[0] += 1
+                if kind not in MOVING:
+                    continue
+                commit[slot] += 1
+                commit[-1] += elapsed_us
+                since_us = max(0, now_us - at_ms * 1000)
+                since[bisect_left(LATE.bounds, since_us)] += 1
+                since[-1] += since_us
+                if rival is not None and kind != "kept":
+                    margin_us = max(0, rival - at_ms) * 1000
+                    margin[bisect_left(MARGIN.bounds, margin_us)] += 1
+                    margin[-1] += margin_us
 
     def _race(self, module: str, state: str, won: str, kind: str, timed: bool) -> tuple[list[int], ...]:
         found = [(COMMITS, module, kind), (COMMIT, module), (LATE if timed else OUTCOME, module)]

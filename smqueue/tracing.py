@@ -263,6 +263,8 @@ def _tracer() -> api.Tracer | None:
     if trace is None:  # then nobody can have set one
         return None
     provider = getattr(trace, "_TRACER_PROVIDER", trace)
+    if _made is not None and _made[0] is provider:
+        return _made[1]
     if provider is trace or (provider is None and _made is None):  # at first it may have to be made, too
         provider = trace.get_tracer_provider()
     if _made is None or _made[0] is not provider:

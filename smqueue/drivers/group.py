@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 from smqueue.buffer import INCREMENTS
@@ -93,8 +94,8 @@ def _joined(calling: Sequence[tuple[Run[T], Call]]) -> Iterator[tuple[Call, list
             some = members[at : at + MOST_TOGETHER]
             call = some[0][1]
             if len(some) > 1:
-                keys = dict.fromkeys(key for _, one in some for key in one.keys)
-                own = tuple([arg for _, one in some for arg in one.own])
+                keys = dict.fromkeys(chain.from_iterable([one.keys for _, one in some]))
+                own = tuple(chain.from_iterable([one.own for _, one in some]))
                 call = call._replace(keys=tuple(keys), own=own)
             yield call, [run for run, _ in some]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from random import randrange
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from smqueue.handlers import Handler
 from smqueue.instances import Instances
 from smqueue.keys import Keys, encode
-from smqueue.protocols.arming import ADDED, counted
+from smqueue.protocols.arming import ADDED, edge
 from smqueue.protocols.bounds import PARK_MS, UPDATES_KEPT, WATCH_MS
 from smqueue.protocols.spawn import Spawned
 from smqueue.records import Active, Placed, compact
-from smqueue.roundtrip import Arg, LostReply, Steps, call_each
+from smqueue.roundtrip import Arg, LostReply, Steps, own_call, own_reply
 from smqueue.states import State
 from smqueue.trigger_types import Deadline, Signal
 
@@ -38,8 +38,9 @@ def begin(
         return None
     op, field, version = placed.op, placed.field, placed.type.module.version
     undo = int(placed.type.on_cancel is not None)
+    module = encode(placed.module)
     args = (
-        keys.prefix, encode(placed.module), version, counted(keys, "", field, ADDED)[2],
+        keys.prefix, module, version, edge("", "", module, encode(placed.type.name), ADDED, ends=False),
         "" if max_active is None else max_active, WATCH_MS, UPDATES_KEPT, len(waits.triggers), *waits.triggers,
     )  # fmt: skip
     own = (
@@ -48,16 +49,13 @@ def begin(
         *waits.deadlines,
     )  # fmt: skip
     try:
-        found: tuple[int, bool] | None = yield from call_each("begin", (keys.schedule,), args, own, _begun)
+        begun = own_reply((yield own_call("begin", (keys.schedule,), args, own)))
     except LostReply:
         return None
-    if found is None:
+    if begun is None:
         return None
-    return Spawned(placed, Active(commit_id, 1, found[0], version, commit_id, lone=True)), found[1]
-
-
-def _begun(reply: Any) -> tuple[int, bool] | None:
-    return None if reply is None else (int(reply[0]), bool(reply[1]))
+    at_us, watched = begun
+    return Spawned(placed, Active(commit_id, 1, int(at_us), version, commit_id, lone=True)), bool(watched)
 
 
 class Waits(NamedTuple):

@@ -201,7 +201,7 @@ def parse_row(instances: Instances, row: Sequence[Any], now_us: int) -> Claimed 
     active = Active.parse(raw_active)
     if not isinstance(raw_race, list):
         raise UndecodableRecord(f"its race is unreadable: {type(raw_race).__name__}")
-    flat = [part.decode() for part in raw_race]
+    flat = list(map(bytes.decode, raw_race))
     race = dict(zip(flat[::2], flat[1::2], strict=True))
     _, placed = instances.load(machine.op, machine.field, active.version)
     name = text(entry)

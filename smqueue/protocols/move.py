@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from functools import lru_cache
 from random import randrange
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec import Raw
 
@@ -20,7 +20,7 @@ from smqueue.protocols.claim import Claimed
 from smqueue.protocols.past import ended_record, left_record
 from smqueue.protocols.spawn import Spawned
 from smqueue.records import Active, Placed, compact, compact_bytes
-from smqueue.roundtrip import Arg, Steps, call_each
+from smqueue.roundtrip import Arg, Steps, own_call, own_reply
 from smqueue.transaction import Transaction
 
 NOW = Raw(b"\0")
@@ -111,10 +111,10 @@ def move(
         compact_bytes(step_entry(moved, to.field, NOW, commit_id, ends, won=it.won)), there, *armed, *writes,
     )  # fmt: skip
     names = (keys.schedule, *[str(key) for name, key, *_ in tx.buffer.writes if name != "PUBLISH"])
-    done: tuple[int, str] | None = yield from call_each("move", names, args, own, _moved, commits=True)
+    done = own_reply((yield own_call("move", names, args, own, commits=True)))
     if done is None:
         return None
-    at_us, torn = done
+    at_us, torn = int(done[0]), done[1].decode(errors="replace")
     there_now = Spawned(to, Active(moved.machine, moved.step, at_us, moved.version, commit_id, lone=False))
     return Transitioned("torn" if torn else "moved", there_now, hint=bool(torn), detail=torn)
 
@@ -133,10 +133,6 @@ def _in_common(
         *[part for signal, name in registered for part in (encode(signal), name)], *scheduled,
         *triggers,
     )  # fmt: skip
-
-
-def _moved(reply: Any) -> tuple[int, str] | None:
-    return None if reply is None else (int(reply[0]), reply[1].decode(errors="replace"))
 
 
 def _writes(buffer: Buffer) -> Sequence[Arg] | None:

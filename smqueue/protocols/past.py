@@ -22,18 +22,21 @@ def left_record(it: Claimed, before: Mapping[str, Any], now_us: int | Raw, commi
         losers[name] = loser
         if isinstance(wait, int):
             loser["left_ms"] = wait - at_ms
-        if tries := race.get(f"tries:{name}"):
+        if tries := race.get("tries:" + name):
             loser["tries"] = int(tries)
+    at_us, version, visits = active.at_us, active.version, 0
+    if before:
+        at_us, version, visits = before.get("at", at_us), before.get("version", version), before.get("visits", 0)
     return compact_bytes(
         {
             "machine": active.machine,
             "step": active.step,
-            "at": before.get("at", active.at_us),
+            "at": at_us,
             "exited": now_us,
-            "version": before.get("version", active.version),
+            "version": version,
             "made": active.made,
             "by": commit_id,
-            "visits": before.get("visits", 0) + 1,
+            "visits": visits + 1,
             "won": won,
             "won_at": at_ms,
             "losers": losers,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from smqueue.errors import InboxFull, OperationFinished
 from smqueue.instances import INBOX_LIMIT, Push, Told
 from smqueue.keys import Keys, encode
 from smqueue.protocols.bounds import HINT_MS, MARKER_S, RESENDS
 from smqueue.records import compact
-from smqueue.roundtrip import Steps, again, call_each, text
+from smqueue.roundtrip import Steps, own_call, own_repeat, text
 
 KEPT_MS = 7 * 24 * 3_600_000
 SEEN_KEPT = 1_000
@@ -80,20 +80,14 @@ def signal(
     )  # fmt: skip
     own = (encode(op), payload, signal_id, machine, item, request or asked, encode(attempt))
 
-    def ask() -> Steps[tuple[str, bool]]:
-        return call_each("signal", (keys.schedule, *((push.queue,) if push else ())), args, own, _said)
-
-    said, hint = yield from again(ask, RESENDS)
-    match said:
+    call = own_call("signal", (keys.schedule, push.queue) if push else (keys.schedule,), args, own)
+    said, hint = yield from own_repeat(call, RESENDS)
+    match text(said):
         case "GONE":
             return None
         case "FINISHED":
             raise OperationFinished(op, name)
         case "FULL":
             raise InboxFull(op, name, limit)
-        case _:
-            return Delivered(Delivery[said], hint)
-
-
-def _said(reply: Any) -> tuple[str, bool]:
-    return text(reply[0]), bool(reply[1])
+        case delivery:
+            return Delivered(Delivery[delivery], bool(hint))

@@ -203,7 +203,7 @@ def test_what_a_race_tells(won: str, armed: dict[str, Any], told: dict[str, int]
     active: Any = None
     one = Claimed("entry", machine, active, placed, {}, won, "null", 1_000)
     tallies = Tallies()
-    tallies.committed(one, "moved", claimed_us=1_200_000, elapsed_us=50_000)
+    tallies.committed([(one, "moved")], claimed_us=1_200_000, elapsed_us=50_000)
     assert {name: series[-1] for (name, *_), series in tallies._series.items() if any(series)} == {
         "commits": 1, "commit": 50_000, **told,
     }  # fmt: skip
