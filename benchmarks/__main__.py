@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from benchmarks import interpreter
 from benchmarks.figure import Absent, Measured
 from benchmarks.measures import MEASURES, load
 from benchmarks.plot import bars, svg
@@ -74,12 +75,16 @@ Examples:
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="How many of ours.")
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), default=Path("build/bench-peers"),
               show_default=True, help="Where peers are installed, each in an environment of its own.")  # fmt: skip
+@click.option("--python", metavar="PATH",
+              help="What all that is Python runs in; 'this' is what runs the command. Unless given: the fastest build "
+                   "of its minor version on PATH, in an environment with the same versions, made under --cache.",
+              )  # fmt: skip
 @click.option("--json", "results", type=click.Path(dir_okay=False, path_type=Path),
               help="Where the results go; a table and a picture go beside it.")  # fmt: skip
 def main(
     quick: bool, tiny: bool, only: tuple[str, ...], only_list: bool, peers: tuple[str, ...], no_peers: bool,
     rounds: int | None, clients: int, client_processes: int, pool: str, concurrency: int, workers: int, cache: Path,
-    results: Path | None,
+    python: str | None, results: Path | None,
 ) -> None:  # fmt: skip
     """Measure smqueue, the peers on the same work, and the floor, in one run.
 
@@ -99,15 +104,16 @@ def main(
     )  # fmt: skip
     whole = not (quick or tiny or no_peers) and set(only) == set(MEASURES) and set(peers) == set(ALL)
     path = results or ASIDE / "latest.json"
-    about = {
+    about: dict[str, Any] = {
         "at": datetime.now(UTC).date().isoformat(), "rounds": settings.rounds, "clients": clients,
         "client_processes": client_processes, "workers": str(settings.workers),
-        "note": "" if whole else "; not the whole suite at full size", "surroundings": surroundings(),
+        "note": "" if whole else "; not the whole suite at full size",
     }  # fmt: skip
     measured: dict[str, Measured] = {}
     what: dict[str, str] = {}
-    data = document(about, measured, what)
     try:
+        about["surroundings"] = surroundings("" if tiny else build(python, cache, console))
+        data = document(about, measured, what)
         for name in MEASURES:
             if name in only:
                 say = Say(console, name, began)
@@ -124,6 +130,14 @@ def main(
     console.print(f"{path}, with a table and a picture beside it; {time.monotonic() - began:,.0f} s")
     if any(name in one.absent for name, one in measured.items()):
         sys.exit(1)
+
+
+def build(python: str | None, cache: Path, console: Console) -> str:
+    """Go on in the interpreter that is wanted; returns what there is to tell of it."""
+    try:
+        return interpreter.settle(python, cache, lambda text: console.print(escape(text), soft_wrap=True))
+    except Absent as error:
+        raise click.ClickException(f"--python: {error}") from None
 
 
 class Say:

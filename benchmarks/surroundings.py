@@ -17,14 +17,15 @@ _PATH = re.compile(r"(?<![\w.])/(?:[^\s/:'\",]+/)+")
 """The folders of a path: all but its last part."""
 
 
-def surroundings() -> dict[str, Any]:
-    """Hardware, system, interpreter and server, as text and counts."""
+def surroundings(build: str = "") -> dict[str, Any]:
+    """Hardware, system, interpreter and server, as text and counts. ``build`` tells of the interpreter's."""
+    python = f"{platform.python_implementation()} {platform.python_version()}"
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / GIBIBYTE),
         "system": f"{platform.system()} {kernel(platform.release())}, {platform.machine()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "python": f"{python}, {build}" if build else python,
         "server": str(find_binary()),
         "server_settings": "appendonly yes, appendfsync everysec, on a Unix socket; the same for all that use Redis",
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,8 +18,16 @@ INSTALL_S = 900
 _MARK = "installed.json"
 
 
-def python_environment(folder: Path, requirements: Sequence[str]) -> Path:
-    """A virtual environment with these packages; made anew when they are not the ones that it was made for.
+def python_environment(
+    folder: Path, requirements: Sequence[str], constraints: Sequence[str] = (), python: Path | None = None
+) -> Path:
+    """A virtual environment with these packages; made anew when they or its interpreter are not what it was made for.
+
+    Args:
+        folder: Where it is.
+        requirements: As pip is told them; options among them.
+        constraints: Versions of what is installed only if something needs it.
+        python: Which interpreter it is of; this one unless given.
 
     Returns:
         Its interpreter.
@@ -25,12 +35,16 @@ def python_environment(folder: Path, requirements: Sequence[str]) -> Path:
     Raises:
         Absent: They cannot be installed.
     """
-    python = folder / "bin" / "python"
-    if not _is_made(folder, requirements):
-        _run([sys.executable, "-m", "venv", str(folder)])
-        _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements])
-        _mark(folder, requirements)
-    return python
+    base = python or Path(sys.executable)
+    made, made_of = folder / "bin" / "python", [str(base.resolve()), *requirements, *constraints]
+    if not _is_made(folder, made_of):
+        _run([str(base), "-m", "venv", "--without-pip", str(folder)])  # Debian's Python has no pip to put in there
+        pip = [sys.executable, "-m", "pip", "--python", str(made), "--disable-pip-version-check"]
+        pinned = folder / "constraints.txt"
+        pinned.write_text("\n".join(constraints))
+        _run([*pip, "install", "--quiet", "--constraint", str(pinned), *requirements])
+        _mark(folder, made_of)
+    return made
 
 
 def node_environment(folder: Path, requirements: Sequence[str]) -> str:
@@ -73,27 +87,35 @@ def node_versions(node: str, folder: Path, packages: Sequence[str]) -> dict[str,
     return found
 
 
-def _is_made(folder: Path, requirements: Sequence[str]) -> bool:
+def _is_made(folder: Path, made_of: Sequence[str]) -> bool:
     try:
         made = json.loads((folder / _MARK).read_text())
     except (OSError, ValueError):
         made = None
-    if made == list(requirements):
+    if made == list(made_of):
         return True
-    shutil.rmtree(folder, ignore_errors=True)  # of other versions, or left half made
+    shutil.rmtree(folder, ignore_errors=True)  # of other versions, another build, or left half made
     return False
 
 
-def _mark(folder: Path, requirements: Sequence[str]) -> None:
-    (folder / _MARK).write_text(json.dumps(list(requirements)))
+def _mark(folder: Path, made_of: Sequence[str]) -> None:
+    (folder / _MARK).write_text(json.dumps(list(made_of)))
 
 
 def _run(command: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_S, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired:
-        raise Absent(f"{Path(command[0]).name} took more than {INSTALL_S} s") from None
-    if done.returncode:
-        last = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
-        raise Absent(f"{Path(command[0]).name} failed: {last[-1].strip()[:200]}")
-    return done.stdout
+    name = Path(command[0]).name
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            said, complaints = process.communicate(timeout=INSTALL_S)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)  # pip and npm have children, which would go on installing
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Absent(f"{name} took more than {INSTALL_S} s") from None
+            raise
+    if process.returncode:
+        last = [line for line in complaints.splitlines() if line.strip()] or [f"exit status {process.returncode}"]
+        raise Absent(f"{name} failed: {last[-1].strip()[:200]}")
+    return said
