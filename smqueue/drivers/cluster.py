@@ -84,7 +84,7 @@ class Cluster(Nodes):
     def close(self) -> None:
         """See ``Nodes``."""
         for node in list(self._nodes.values()):
-            node.pool.disconnect()
+            node.close()
 
     def _at(self, address: Address) -> Node:
         if (node := self._nodes.get(address)) is None:
@@ -113,15 +113,15 @@ class Cluster(Nodes):
             raise translated(self.url, problem) from None
 
     def _ask_one(self, address: Address) -> Any:
-        pool = self._at(address).pool
-        connection: Any = pool.get_connection()
+        node = self._at(address)
+        connection = node.connect_now()
         try:
             (reply,) = exchange(connection, [("CLUSTER", "SLOTS")])
         except BaseException:
             connection.disconnect()
             raise
         finally:
-            pool.release(connection)
+            node.release(connection)
         if isinstance(reply, Exception):
             raise reply
         return reply

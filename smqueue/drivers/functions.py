@@ -55,7 +55,7 @@ def _does(node: Node, command: Command) -> bool:
         connection.disconnect()
         raise translated(node.url, error) from None
     finally:
-        node.pool.release(connection)
+        node.release(connection)
     if isinstance(reply, ResponseError) and "Library not found" in str(reply):
         return False
     if isinstance(reply, Exception):

@@ -102,7 +102,7 @@ class Line:
         if self._connection is not None and self._node is not None:
             if self.watching:
                 self._connection.disconnect()
-            self._node.pool.release(self._connection)
+            self._node.release(self._connection)
         self._connection, self._node, self.watching = None, None, False
 
     def _reach(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -20,42 +22,97 @@ SENTINEL_TIMEOUT_S = 1.0
 
 
 class Node:
-    """One server, as far as this process knows it.
+    """One server, as far as this process knows it, and the connections to it.
+
+    They are not kept by redis-py's pool: to take one from there and give it back takes as long as all that an exchange
+    asks of Python besides.
 
     Args:
         url: For errors.
-        pool: Its connections.
+        pool: What makes its connections.
         circuit: Of what is tried while it is away.
     """
 
     def __init__(self, url: str, pool: redis.ConnectionPool, circuit: Circuit) -> None:
         self.url, self.pool, self.circuit = url, pool, circuit
         self._answered = False  # what never did may be a wrong address
+        self._open, self._idle = set[Any](), list[Any]()
+
+    @property
+    def in_use(self) -> int:
+        """How many connections have been taken and not given back."""
+        return len(self._open) - len(self._idle)
 
     def connect(self) -> Any:
-        """A connection that nobody else uses, until it is released to the pool; a short absence is waited out.
+        """A connection that nobody else uses, until it is released; a short absence of the server is waited out.
 
         Raises:
             StoreUnavailable, StoreRefused: Of this very server.
         """
-        return self.circuit.run(self._connect, self._answered)
+        return self._rested() or self.circuit.run(self._connect, self._answered)
+
+    def connect_now(self) -> Any:
+        """The same, and nothing is waited out."""
+        return self._rested() or self._connect()
+
+    def release(self, connection: Any) -> None:
+        """Give one back: for the next who connects, unless it was disconnected, or ``renew`` has come between."""
+        idle = self._idle
+        if connection not in self._open:
+            connection.disconnect()
+        elif connection._sock is None:
+            self._open.discard(connection)
+        else:
+            idle.append(connection)
 
     def apart(self) -> Any:
-        """A connection that is no part of the pool; not connected yet, and to be disconnected by the caller."""
+        """A connection of the caller's own; not connected yet, and to be disconnected by him."""
         return self.pool.connection_class(**self.pool.connection_kwargs)
 
     def renew(self) -> None:
         """Every connection from here on is a new one; what is in use is not taken back."""
-        self.pool.disconnect(inuse_connections=False)
+        self._open, idle, self._idle = set(), self._idle, []
+        for connection in idle:
+            connection.disconnect()
         self.pool.reset()
 
+    def close(self) -> None:
+        """Close all connections, also those in use."""
+        for connection in list(self._open):
+            connection.disconnect()
+
+    def _rested(self) -> Any:
+        """One that was released; none that the server has hung up meanwhile, or on which it has said more."""
+        while self._idle:
+            with suppress(IndexError):  # another thread was faster
+                connection = self._idle.pop()
+                if _is_quiet(connection._sock):
+                    return connection
+                connection.disconnect()
+                self._open.discard(connection)
+        return None
+
     def _connect(self) -> Any:
+        connection = self.apart()
         try:
-            connection: Any = self.pool.get_connection()
+            connection.connect()
         except (RedisError, OSError) as error:
             raise translated(self.url, error) from None
         self._answered = True
+        self._open.add(connection)
         return connection
+
+
+def _is_quiet(socket: Any) -> bool:
+    """Whether there is nothing to read, not even an end."""
+    if socket is None:
+        return False
+    poll = select.poll()
+    try:
+        poll.register(socket, select.POLLIN)
+        return not poll.poll(0)
+    except (OSError, ValueError):  # another thread has closed it
+        return False
 
 
 class Nodes(ABC):
@@ -112,7 +169,7 @@ class One(Nodes):
 
     def close(self) -> None:
         """See ``Nodes``."""
-        self._node.pool.disconnect()
+        self._node.close()
 
 
 def nodes_of(url: str, durability: str | None, circuit: Circuit) -> Nodes:

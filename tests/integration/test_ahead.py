@@ -79,8 +79,7 @@ def all_once(local: Local) -> None:
     for n in range(MACHINES):
         wanted = {2: Waiting(n), 3: Half(n)}.get(n % 4 if n % 7 == 0 else 0)
         assert local.active(f"o{n}") == ([] if wanted is None else [wanted])
-    in_use = local.driver.nodes().node(local.keys().schedule).pool._in_use_connections
-    assert not in_use, "every connection was given back"
+    assert local.driver.nodes().node(local.keys().schedule).in_use == 0, "every connection was given back"
 
 
 def test_all_move_once(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
