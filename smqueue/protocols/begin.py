@@ -54,8 +54,8 @@ def begin(
         return None
     if begun is None:
         return None
-    at_us, watched = begun
-    return Spawned(placed, Active(commit_id, 1, int(at_us), version, commit_id, lone=True)), bool(watched)
+    at_us, watched = map(int, begun.split())
+    return Spawned(placed, Active(commit_id, 1, at_us, version, commit_id, lone=True)), watched > 0
 
 
 class Waits(NamedTuple):

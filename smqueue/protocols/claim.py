@@ -155,7 +155,10 @@ def _due(instances: Instances, reply: Any, count: int) -> Due:
     found = int(reply[1])
     due = Due(int(reply[0]), found, found >= count, bool(reply[2]), [], [], [], [], [], time.perf_counter())
     for row in reply[3]:
-        if len(row) == 1:
+        if isinstance(row, bytes):  # one string
+            entry, machine, active, *race = row.split(b"\0")
+            row = (entry, machine, race, active)
+        elif len(row) == 1:
             due.other.append(text(row[0]))
             continue
         if isinstance(row[2], list) and row[2] and (doubtful := _doubtful(row)) is not None:

@@ -114,8 +114,8 @@ def move(
     done = own_reply((yield own_call("move", names, args, own, commits=True)))
     if done is None:
         return None
-    at_us, torn = int(done[0]), done[1].decode(errors="replace")
-    there_now = Spawned(to, Active(moved.machine, moved.step, at_us, moved.version, commit_id, lone=False))
+    at, _, torn = done.decode(errors="replace").partition(" ")
+    there_now = Spawned(to, Active(moved.machine, moved.step, int(at), moved.version, commit_id, lone=False))
     return Transitioned("torn" if torn else "moved", there_now, hint=bool(torn), detail=torn)
 
 

@@ -81,13 +81,15 @@ def signal(
     own = (encode(op), payload, signal_id, machine, item, request or asked, encode(attempt))
 
     call = own_call("signal", (keys.schedule, push.queue) if push else (keys.schedule,), args, own)
-    said, hint = yield from own_repeat(call, RESENDS)
-    match text(said):
+    said = text((yield from own_repeat(call, RESENDS)))
+    match said:
         case "GONE":
             return None
         case "FINISHED":
             raise OperationFinished(op, name)
         case "FULL":
             raise InboxFull(op, name, limit)
-        case delivery:
-            return Delivered(Delivery[delivery], bool(hint))
+        case "HINT":
+            return Delivered(Delivery.DELIVERED, hint=True)
+        case _:
+            return Delivered(Delivery[said], hint=False)

@@ -4,7 +4,7 @@
 --         kept; how many arguments its triggers take; they, see `template`
 --       then of each: how many follow; id of the commit, and so of the machine; operation, and as part of a key; field; both
 --         in JSON; record; what its machine key ends with; park ms; its deadlines, see `waits_from`
--- Returns of each {now µs, 1 when watched}; nil when anything is there already, or has come: then nothing was written.
+-- Returns of each 'now µs, 1 when watched'; nil when anything is there already, or has come: then nothing was written.
 -- What it writes is what `start` in spawn.py has EXEC write, byte for byte.
 local prefix, module, version = ARGV[1], ARGV[2], ARGV[3]
 local at = string.format('%.0f', now_us)
@@ -47,7 +47,7 @@ for i = 1, #from do
     since[2 * n + 2], since[2 * n + 3] = now_text, op
     if not soonest or due_ms < soonest then soonest = due_ms end
   end
-  replies[i] = armed and {at, watched} or false
+  replies[i] = armed and at .. ' ' .. watched or false
 end
 if not soonest then return replies end
 

@@ -3,7 +3,7 @@
 -- ARGV  machine prefix, race prefix, active prefix, count, lease ms, park ms, resend ms, token of the host or ''
 -- Returns {now µs, how many were due, 1 when watched, {row, ..}}; a row is {entry, machine, race, active} for a race that
 -- is decided or for a trigger's code that is to run, or {entry} for other work. A cell that is unreadable is nil. The race
--- has what is not stored: of a trigger 'leased', the score that it has now.
+-- has what is not stored: of a trigger 'leased', the score that it has now. A row may also come as one string, see `joined`.
 local machine_prefix, race_prefix, active_prefix = ARGV[1], ARGV[2], ARGV[3]
 local lease, park, resend, token = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 
@@ -64,6 +64,19 @@ local function take(entry, i)
   return lease, {entry, raw, race, active_of(m)}
 end
 
+-- joined: a row as one string, its cells with a NUL between: entry, machine, active, and all of the race. To reply with one
+-- string takes a fourth of the time for a dozen. As it was when a cell is missing, or has a NUL itself.
+local function joined(row)
+  local raw, race, active = row[2], row[3], row[4]
+  if not (raw and race and active) then return row end
+  local text, count = row[1] .. '\0' .. raw .. '\0' .. active .. '\0' .. table.concat(race, '\0'), 0
+  local at = text:find('\0', 1, true)
+  while at do
+    count, at = count + 1, text:find('\0', at + 1, true)
+  end
+  return count == 2 + #race and text or row
+end
+
 local rows, stale, leased, times = {}, {}, {}, {}
 for i = 1, #due do
   local ok, wait, row = pcall(take, due[i], i)
@@ -74,7 +87,7 @@ for i = 1, #due do
   else
     stale[#stale + 1] = due[i]
   end
-  rows[#rows + 1] = row
+  rows[#rows + 1] = row and joined(row)
 end
 many('ZADD', KEYS[1], leased)
 many('ZREM', KEYS[1], stale)

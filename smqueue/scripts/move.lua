@@ -10,7 +10,7 @@
 --         the state entered: field, record, its step, what is stored of it, active or (terminal) inactive; unless that is
 --         terminal how its machine key begins and ends, park ms, its deadlines, see `waits_from`; the handler's commands, each
 --         with its length in front. A NUL stands for now, in µs.
--- Returns of each {now µs, what failed while the rest was applied or ''}; nil when it takes a look to say what is to be done:
+-- Returns of each 'now µs, what failed while the rest was applied'; nil when it takes a look to say what is to be done:
 -- then nothing was written. What it writes is what `_plan` in transition.py has EXEC write, byte for byte.
 local prefix, module, ends = ARGV[1], ARGV[4], ARGV[9] == 'end'
 local scheduled = 13 + 2 * ARGV[6]
@@ -82,7 +82,7 @@ local function stamped(text)
 end
 
 -- What is written for all callers at once.
-local moved, over, gone, given_up, armed_keys, due_at = {}, {}, {}, {}, {}, {}
+local moved, over, gone, given_up, armed_keys, due_at = 0, {}, {}, {}, {}, {}
 local ended, forgotten, since, soonest = {}, {}, {}, nil
 local written = {}  -- operations: what was seen of them before is not so any more
 
@@ -172,9 +172,8 @@ local function move(first, last)
     i = i + 1 + ARGV[i]
   end
   local failed = torn
-  torn = ''
-  moved[#moved + 1] = {at, failed}
-  return moved[#moved]
+  torn, moved = '', moved + 1
+  return at .. ' ' .. failed
 end
 
 -- settle: what is written once for all who have moved. What fails of it has failed for each, who is told of one failure.
@@ -193,11 +192,8 @@ local function settle()
     rouse(prefix .. 'roused', prefix .. 'wake', soonest - now, ARGV[2], put)
     put('ZADD', prefix .. 'operations', 'NX', unpack(since))
   end
-  put('HINCRBY', prefix .. 'moves', ARGV[8], #moved)
+  put('HINCRBY', prefix .. 'moves', ARGV[8], moved)
   put('SPUBLISH', prefix .. 'bells', '')
-  for _, one in ipairs(moved) do
-    if one[2] == '' then one[2] = torn end
-  end
 end
 
 -- permitted: whether this user may write all of it, which EXEC sees to before it applies any.
@@ -213,5 +209,10 @@ end
 
 if not permitted() then return each(from, to, function() return false end) end
 local replies = each(from, to, move)
-if #moved > 0 then settle() end
+if moved > 0 then
+  settle()
+  for i = 1, torn ~= '' and #replies or 0 do
+    if replies[i] == at .. ' ' then replies[i] = at .. ' ' .. torn end
+  end
+end
 return replies

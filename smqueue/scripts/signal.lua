@@ -5,7 +5,8 @@
 --       then of each: how many follow; operation as part of a key; payload (JSON), user's id or '', machine wanted or '', item
 --         (JSON up to its time, its span's header first), request or '' (removed; only looked for when marker s is not 0),
 --         its attempt
--- Returns of each {DELIVERED | BUFFERED | DUPLICATE | FINISHED | FULL | GONE (the request was done already), 1 to send a hint}
+-- Returns of each DELIVERED | BUFFERED | DUPLICATE | FINISHED | FULL | GONE (the request was done already); of one that was
+-- delivered HINT instead, to send one
 local prefix, module, signal, name, marker_s = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[7]
 local machine_prefix, race_prefix = prefix .. 'machine:', prefix .. 'race:'
 local requests = prefix .. 'requests'
@@ -110,27 +111,29 @@ end
 local function one(first)
   local op_key, payload, id, wanted, item, request, attempt = unpack(ARGV, first, first + 6)
   if request ~= '' then
-    if marker_s == '0' and redis.call('LREM', requests, 1, request) == 0 then return {'GONE', 0} end
-    if marker_s ~= '0' and not redis.call('LPOS', requests, request) then return {'GONE', 0} end
+    if marker_s == '0' and redis.call('LREM', requests, 1, request) == 0 then return 'GONE' end
+    if marker_s ~= '0' and not redis.call('LPOS', requests, request) then return 'GONE' end
   end
   local marker = prefix .. 'marker:' .. attempt
-  if answered[marker] then return {answered[marker], 0} end
+  if answered[marker] then return answered[marker] end
   local said = accept(op_key, payload, id, wanted, item)
   if marker_s ~= '0' then marks[#marks + 1], answered[marker] = marker, said end
-  local answer = {said, 0}
-  if said == 'DELIVERED' then delivered = {answer, attempt} end
-  return answer
+  if said == 'DELIVERED' then delivered = first end
+  return said
 end
 
 local answers = each(from, to, one)
 many('ZADD', KEYS[1], due)
 for i = 1, #marks do redis.call('SET', marks[i], answered[marks[i]], 'EX', marker_s) end
 if delivered and redis.call('SET', prefix .. 'hint', '1', 'NX', 'PX', ARGV[8]) then  -- one hint is enough for all of them
-  delivered[1][2] = 1
+  local hint, attempt = true, ARGV[delivered + 6]
   if ARGV[11] ~= '' then  -- last, for it may be another database
     redis.call('SELECT', ARGV[10])
-    local message = ARGV[11]:gsub(ARGV[12], (delivered[2]:gsub('%%', '%%%%')))
-    if type(redis.pcall('LPUSH', KEYS[2], message)) == 'number' then delivered[1][2] = 0 end
+    local message = ARGV[11]:gsub(ARGV[12], (attempt:gsub('%%', '%%%%')))
+    hint = type(redis.pcall('LPUSH', KEYS[2], message)) ~= 'number'
+  end
+  for i = 1, hint and #from or 0 do
+    if from[i] == delivered then answers[i] = 'HINT' end
   end
 end
 return answers
