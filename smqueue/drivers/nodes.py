@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import Any
@@ -86,7 +85,7 @@ class Node:
         while self._idle:
             with suppress(IndexError):  # another thread was faster
                 connection = self._idle.pop()
-                if _is_quiet(connection._sock):
+                if _is_quiet(connection):
                     return connection
                 connection.disconnect()
                 self._open.discard(connection)
@@ -103,15 +102,11 @@ class Node:
         return connection
 
 
-def _is_quiet(socket: Any) -> bool:
+def _is_quiet(connection: Any) -> bool:
     """Whether there is nothing to read, not even an end."""
-    if socket is None:
-        return False
-    poll = select.poll()
     try:
-        poll.register(socket, select.POLLIN)
-        return not poll.poll(0)
-    except (OSError, ValueError):  # another thread has closed it
+        return connection._sock is not None and not connection.can_read(0)
+    except (RedisError, OSError, ValueError):  # another thread has closed it
         return False
 
 
