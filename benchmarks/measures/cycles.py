@@ -8,7 +8,7 @@ that a slow minute of the machine falls on both.
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,15 +25,15 @@ P50_MS, P95_MS = 2.2, 3.0
 
 
 def measure(settings: Settings) -> Measured:
-    """Run the systems in turns; one that has failed is not run again."""
+    """Run the systems in turns; one that fails in a round is tried again in the next."""
     found, taken = Measured(), Taken()
     ours = Ours(settings)
     found.versions[OURS] = ours.install(settings.cache)
     peers = list(_installed(settings, found))
-    going = list(peers)
+    failed = Counter[str]()
     for number in range(settings.rounds):
         settings.say(f"round {number + 1} of {settings.rounds}")
-        for at, peer in enumerate(list(going) or [None]):
+        for at, peer in enumerate(peers or [None]):
             mine = _round(ours, settings if at == 0 else without_samples(settings), found)
             if mine is None:
                 break
@@ -42,9 +42,13 @@ def measure(settings: Settings) -> Measured:
                 continue
             theirs = _round(peer, settings, found)
             if theirs is None:
-                going.remove(peer)
+                failed[peer.title] += 1
             else:
                 taken.theirs[peer.name].append((theirs, rate(mine)))
+    for peer in peers:
+        if failed[peer.title] and taken.theirs[peer.name]:  # it has figures all the same, of fewer rounds
+            why = found.absent.pop(peer.title)
+            found.notes.append(f"{peer.title} failed in {failed[peer.title]} of {settings.rounds} rounds: {why}")
     taken.write(found, [ours, *peers])
     told = f"{settings.clients} calls are under way at a time. Ours come from {settings.client_processes} processes "
     told += "that share nothing; a peer's from one, for so its script is made, and with most its worker is in it. The "

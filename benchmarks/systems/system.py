@@ -99,7 +99,7 @@ def drive(title: str, driver: Driver, amount: Mapping[str, float]) -> dict[str, 
             child.kill()
             raise Absent(f"a round took more than {ROUND_S} s") from None
     for line in reversed(said):
-        if line.startswith("{") and status == 0:
+        if line.startswith("{") and status <= 0:  # one that aborts when it has told all has done its work
             found: dict[str, Any] = json.loads(line)
             return found
     last = [line for line in said if line.strip()] or ["nothing was said"]
