@@ -36,6 +36,7 @@ class Node:
         self.url, self.pool, self.circuit = url, pool, circuit
         self._answered = False  # what never did may be a wrong address
         self._open, self._idle = set[Any](), list[Any]()
+        self._leads_to: tuple[Any, Any] | None = None
 
     @property
     def in_use(self) -> int:
@@ -70,14 +71,17 @@ class Node:
 
     def renew(self) -> None:
         """Every connection from here on is a new one; what is in use is not taken back."""
-        self._open, idle, self._idle = set(), self._idle, []
-        for connection in idle:
-            connection.disconnect()
+        self._forget()
         self.pool.reset()
 
     def close(self) -> None:
         """Close all connections, also those in use."""
         for connection in list(self._open):
+            connection.disconnect()
+
+    def _forget(self) -> None:
+        self._open, idle, self._idle = set(), self._idle, []
+        for connection in idle:
             connection.disconnect()
 
     def _rested(self) -> Any:
@@ -98,6 +102,10 @@ class Node:
         except (RedisError, OSError) as error:
             raise translated(self.url, error) from None
         self._answered = True
+        leads_to = (getattr(connection, "host", None), getattr(connection, "port", None))
+        if leads_to != self._leads_to:  # the sentinels name another primary: the one before may still take writes
+            self._forget()
+            self._leads_to = leads_to
         self._open.add(connection)
         return connection
 

@@ -93,3 +93,19 @@ def test_closing_closes_those_in_use_too(local: Local) -> None:
     node.release(used)
     assert local.driver.command("TIME")
     assert node.in_use == 0
+
+
+def test_once_another_primary_is_named_those_to_the_one_before_are_not_used(local: Local) -> None:
+    """An old primary that still answers may take writes that nobody will know of: what waits, or is in use, is dropped
+    as soon as one connection leads to another."""
+    node = node_of(local)
+    used, waits = node.connect(), node.connect()
+    node.release(waits)
+    node._leads_to = ("elsewhere", 1)  # as if both had been made before the failover
+    other = threading.Thread(target=lambda: node.release(node._connect()))
+    other.start()
+    other.join(30)
+    node.release(used)
+    assert used._sock is None
+    assert waits._sock is None
+    assert node.connect() not in {used, waits}
