@@ -60,8 +60,8 @@ class Node:
         idle = self._idle
         if connection not in self._open:
             connection.disconnect()
-        elif connection._sock is None:
-            self._open.discard(connection)
+        elif connection._sock is None:  # a reply was lost: those at rest may lead nowhere too, without knowing it yet
+            self._forget()
         else:
             idle.append(connection)
 
