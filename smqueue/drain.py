@@ -283,22 +283,24 @@ class Drain:
         hint = False
         told = list[tuple[Claimed, str]]()
         self.leases.release(sent.leases[: len(ended)])
-        for one, commit_id, run, span in zip(claimed, ids, ended, spans, strict=False):
-            if run.error is not None:
+        try:
+            for one, commit_id, run, span in zip(claimed, ids, ended, spans, strict=False):
+                if run.error is not None:
+                    if span is not None:
+                        span.failed(type(run.error).__name__, self._text(one, run.error))
+                        span.end()
+                    self._failed(one, run.error, alone)
+                    continue
+                done = run.result()
                 if span is not None:
-                    span.failed(type(run.error).__name__, self._text(one, run.error))
-                    span.end()
-                self._failed(one, run.error, alone)
-                continue
-            done = run.result()
-            if span is not None:
-                transitioned(span, one, done)
-            told.append((one, done.kind))
-            requests += done.requests
-            hint = hint or done.hint
-            if watched or done.kind in {"held", "torn"}:
-                self._after(one, commit_id, done, watched)
-        self.tallies.committed(told, sent.due.now_us, elapsed_us)
+                    transitioned(span, one, done)
+                told.append((one, done.kind))
+                requests += done.requests
+                hint = hint or done.hint
+                if watched or done.kind in {"held", "torn"}:
+                    self._after(one, commit_id, done, watched)
+        finally:  # also when Redis goes away: they have moved
+            self.tallies.committed(told, sent.due.now_us, elapsed_us)
         if hint:
             self.outbound.hint(self.keys.namespace, self.keys.shard)
         self.relay.own(requests)
