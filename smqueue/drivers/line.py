@@ -99,11 +99,12 @@ class Line:
 
     def leave(self) -> None:
         """Give the connection back; the next request finds its way anew."""
-        if self._connection is not None and self._node is not None:
-            if self.watching:
-                self._connection.disconnect()
-            self._node.release(self._connection)
-        self._connection, self._node, self.watching = None, None, False
+        connection, node, watching = self._connection, self._node, self.watching
+        self._connection, self._node, self.watching = None, None, False  # first: it is given back but once
+        if connection is not None and node is not None:
+            if watching:
+                connection.disconnect()
+            node.release(connection)
 
     def _reach(self) -> None:
         node = self._nodes.node(self.key)

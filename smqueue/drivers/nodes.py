@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
@@ -36,7 +37,6 @@ class Node:
         self.url, self.pool, self.circuit = url, pool, circuit
         self._answered = False  # what never did may be a wrong address
         self._open, self._idle = set[Any](), list[Any]()
-        self._leads_to: tuple[Any, Any] | None = None
 
     @property
     def in_use(self) -> int:
@@ -56,14 +56,14 @@ class Node:
         return self._rested() or self._connect()
 
     def release(self, connection: Any) -> None:
-        """Give one back: for the next who connects, unless it was disconnected, or ``renew`` has come between."""
+        """Give one back: for the next who connects, unless it leads nowhere any more, or elsewhere."""
         idle = self._idle
-        if connection not in self._open:
-            connection.disconnect()
-        elif connection._sock is None:  # a reply was lost: those at rest may lead nowhere too, without knowing it yet
+        if connection._sock is None:  # a reply was lost: those at rest may be as dead, without knowing it yet
             self._forget()
-        else:
+        elif connection in self._open and self._leads_here(connection):
             idle.append(connection)
+        else:
+            self._drop(connection)
 
     def apart(self) -> Any:
         """A connection of the caller's own; not connected yet, and to be disconnected by him."""
@@ -84,28 +84,39 @@ class Node:
         for connection in idle:
             connection.disconnect()
 
+    def _drop(self, connection: Any) -> None:
+        self._open.discard(connection)
+        connection.disconnect()
+
     def _rested(self) -> Any:
         """One that was released; none that the server has hung up meanwhile, or on which it has said more."""
-        while self._idle:
-            with suppress(IndexError):  # another thread was faster
+        while True:
+            try:
                 connection = self._idle.pop()
-                if _is_quiet(connection):
+            except IndexError:
+                return None
+            try:
+                if self._leads_here(connection) and _is_quiet(connection):
                     return connection
-                connection.disconnect()
-                self._open.discard(connection)
-        return None
+            except BaseException:  # such as a time limit, which may strike anywhere
+                self._drop(connection)
+                raise
+            self._drop(connection)
+
+    def _leads_here(self, connection: Any) -> bool:
+        """Whether it is this process's, and not one to the primary before the one that sentinels have named last: that
+        may still answer, and take writes that nobody will know of."""
+        return connection.pid == os.getpid() and bool(self.pool.owns_connection(connection))
 
     def _connect(self) -> Any:
         connection = self.apart()
         try:
+            if len(self._open) >= self.pool.max_connections:
+                raise RedisConnectionError("too many connections: see max_connections in the URL")
             connection.connect()
         except (RedisError, OSError) as error:
             raise translated(self.url, error) from None
         self._answered = True
-        leads_to = (getattr(connection, "host", None), getattr(connection, "port", None))
-        if leads_to != self._leads_to:  # the sentinels name another primary: the one before may still take writes
-            self._forget()
-            self._leads_to = leads_to
         self._open.add(connection)
         return connection
 

@@ -13,7 +13,8 @@ PARK_MS = 3_600_000
 """What waits for ever is looked at again after about this long."""
 
 HINT_MS = 1_000
-"""Life of the flag that says a transition hint is under way: what a lost hint costs at most."""
+"""Life of the flag that says a transition hint is under way, up to a half more where a pump set it: what a lost hint
+costs at most."""
 
 WATCH_MS = 1_000
 """How long one process looks when things fall due, before another may. What falls due sooner than that rings for it."""

@@ -9,6 +9,8 @@ import pytest
 
 from smqueue import Module
 from smqueue.drivers.nodes import Node
+from smqueue.errors import StoreUnavailable
+from smqueue.roundtrip import over, single
 from tests.inprocess import Local, Play
 
 empty = Module("empty", version=1)
@@ -95,17 +97,70 @@ def test_closing_closes_those_in_use_too(local: Local) -> None:
     assert node.in_use == 0
 
 
-def test_once_another_primary_is_named_those_to_the_one_before_are_not_used(local: Local) -> None:
-    """An old primary that still answers may take writes that nobody will know of: what waits, or is in use, is dropped
-    as soon as one connection leads to another."""
+def test_once_another_primary_is_named_those_to_the_one_before_are_not_used(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old primary that still answers may take writes that nobody will know of: neither what waits nor what is in use
+    then is used again. The pool of the sentinels' connections tells which they are."""
     node = node_of(local)
     used, waits = node.connect(), node.connect()
     node.release(waits)
-    node._leads_to = ("elsewhere", 1)  # as if both had been made before the failover
-    other = threading.Thread(target=lambda: node.release(node._connect()))
-    other.start()
-    other.join(30)
+    monkeypatch.setattr(node.pool, "owns_connection", lambda connection: connection not in {used, waits})
     node.release(used)
     assert used._sock is None
-    assert waits._sock is None
     assert node.connect() not in {used, waits}
+    assert waits._sock is None
+    assert node.in_use == 1
+
+
+class Dead:
+    """A socket whose other side is gone without a word: quiet, until something is sent."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def sendall(self, data: bytes) -> None:
+        raise ConnectionResetError
+
+
+def test_dead_ones_cost_one_try_however_many_they_are(local: Local) -> None:
+    """Whose server was gone for a moment, without closing anything, is not asked over one after another until the call
+    fails: after the first lost reply all are made anew. (semantics 5)"""
+    node = node_of(local)
+    all_of_them = [node.connect() for _ in range(8)]
+    for connection in all_of_them:
+        connection._sock = Dead(connection._sock)
+        node.release(connection)
+    assert local.driver.run(over(lambda: single("TIME")))
+    assert node.in_use == 0
+    assert [connection._sock for connection in all_of_them] == [None] * 8
+
+
+def test_a_time_limit_that_strikes_while_one_is_taken_leaves_none_behind(local: Local) -> None:
+    """What is raised while a connection is looked at, anywhere, closes it."""
+    node = node_of(local)
+    taken: Any = node.connect()
+    node.release(taken)
+
+    def strikes(timeout: float) -> bool:
+        raise KeyboardInterrupt
+
+    taken.can_read = strikes
+    with pytest.raises(KeyboardInterrupt):
+        node.connect()
+    assert taken._sock is None
+    assert node.in_use == 0
+
+
+def test_the_url_bounds_how_many_there_are(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As redis-py's pool would."""
+    node = node_of(local)
+    monkeypatch.setattr(node.pool, "max_connections", 2)
+    two = [node.connect_now(), node.connect_now()]
+    with pytest.raises(StoreUnavailable, match="max_connections"):
+        node.connect_now()
+    node.release(two[0])
+    assert node.connect_now() is two[0]
