@@ -268,7 +268,8 @@ class Drain:
 
     def _send(self, due: Due, claimed: Sequence[Claimed], leases: Sequence[Lease], ahead: bool = False) -> Sent:
         """Run handlers, of as many as fit into one group."""
-        ids, spans, began = [new_id() for _ in claimed], list[Span | None](), time.monotonic()
+        ids, began = [new_id() for _ in claimed], time.monotonic()
+        spans: list[Span | None] = []
         protocols = self._begun(claimed, ids, spans)
         steps = self.tallies.conflicts(group(protocols, GROUP_S))
         started = self.driver.start(steps) if ahead else Later(self.driver, steps)
@@ -281,7 +282,7 @@ class Drain:
         elapsed_us = int((time.perf_counter() - sent.due.read_s) * 1_000_000)
         requests: list[bytes] = []
         hint = False
-        told = list[tuple[Claimed, str]]()
+        told: list[tuple[Claimed, str]] = []
         self.leases.release(sent.leases[: len(ended)])
         try:
             for one, commit_id, run, span in zip(claimed, ids, ended, spans, strict=False):

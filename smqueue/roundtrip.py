@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator, Sequence
 from random import uniform
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+from msgspec import Struct
+
 from smqueue.errors import TornCommit
 
 Arg = str | bytes | int | float
@@ -33,7 +35,7 @@ class Commit(NamedTuple):
     commands: tuple[Command, ...]
 
 
-class Call(NamedTuple):
+class Call(Struct, gc=False):
     """One script, atomic. Reply: whatever it returns."""
 
     script: str

@@ -96,7 +96,7 @@ def _joined(calling: Sequence[tuple[Run[T], Call]]) -> Iterator[tuple[Call, list
             if len(some) > 1:
                 keys = dict.fromkeys(chain.from_iterable([one.keys for _, one in some]))
                 own = tuple(chain.from_iterable([one.own for _, one in some]))
-                call = call._replace(keys=tuple(keys), own=own)
+                call = Call(call.script, tuple(keys), call.args, own, call.commits)
             yield call, [run for run, _ in some]
 
 

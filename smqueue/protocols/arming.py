@@ -9,6 +9,7 @@ from random import randrange
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from smqueue.chain import Chain
 from smqueue.handlers import Handler
@@ -221,7 +222,7 @@ def keep(
     elif kind == "poll":
         commands.append(("ZADD", keys.schedule, now_us // 1000 + (repoll_ms or 0), entry))
         commands += [rouse(keys)] if (repoll_ms or 0) < WATCH_MS else []
-    kept = machine._replace(guard=commit_id, armed=armed)
+    kept = replace(machine, guard=commit_id, armed=armed)
     plan = arm(keys, kept, it.active, now_us, head, again=name)
     return Plan([*commands, *plan.commands], plan.due)
 
@@ -274,7 +275,7 @@ def sealed(
     if chain is None:
         return active, entry
     seal = chain.seal(op, before, entry)
-    return active._replace(seal=seal), {**entry, "seal": seal}
+    return replace(active, seal=seal), {**entry, "seal": seal}
 
 
 ADDED, MERGED, CANCELLED = "+add", "+merge", "+cancel"

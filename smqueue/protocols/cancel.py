@@ -11,6 +11,8 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple, cast
 
+from msgspec.structs import replace
+
 from smqueue.chain import Chain
 from smqueue.errors import CommitFailed, InvalidInput, SecretDamaged, SmqueueError, UndecodableRecord
 from smqueue.handlers import Handler
@@ -577,7 +579,7 @@ def _ending(
         commands.append(("HSET", keys.inactive(op), one.field, compact({**left, "cancelled": reason})))
         if one.active.lone and look.known[begun(keys, op)] == 1:
             entries.append(first_entry(one.field, one.active))
-        ended = one.active._replace(step=one.active.step + 1)
+        ended = replace(one.active, step=one.active.step + 1)
         entry = step_entry(ended, one.field, now_us, commit_id, terminal=True, cancelled=reason)
         entries.append(sealed(chain, op, one.active.seal, ended, entry)[1])
     commands += note(keys, op, *entries, told=entries[0]["commit"] != commit_id)

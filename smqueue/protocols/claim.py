@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from smqueue.errors import SmqueueError, UndecodableRecord
 from smqueue.instances import Instances
 from smqueue.keys import Keys
@@ -14,7 +16,7 @@ from smqueue.records import Active, Machine, Placed, deadline_ms, kind_of, label
 from smqueue.roundtrip import Steps, call, text
 
 
-class Claimed(NamedTuple):
+class Claimed(Struct, gc=False):
     """A machine whose race is decided, leased to this worker."""
 
     entry: str

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from functools import lru_cache
 from random import randrange
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from smqueue.buffer import INCREMENTS, KIND_OF_WRITE, Buffer
 from smqueue.instances import Instances
@@ -35,7 +35,7 @@ NEVER = HOSTED_KINDS | {"reached", "finished"}
 NO_WAITS = Waits((), ())
 
 
-class Transitioned(NamedTuple):
+class Transitioned(Struct, gc=False):
     """What has become of a claimed machine."""
 
     kind: Literal["moved", "merged", "kept", "stale", "held", "torn"]
@@ -76,7 +76,8 @@ def move(
     spelled = bool(to.older) or instances.current(left) is not left  # may be there under another field
     if spelled and not active.lone:
         return None
-    registered, scheduled = list[tuple[str, str]](), list[str]()
+    registered: list[tuple[str, str]] = []
+    scheduled: list[str] = []
     for name, wait in machine.armed.items():
         if isinstance(wait, str):
             registered.append((wait, name))
@@ -139,7 +140,8 @@ def _writes(buffer: Buffer) -> Sequence[Arg] | None:
     """The handler's commands, each with its length in front; ``None`` when to see that none fails takes more."""
     if len(buffer.writes) > MOST_WRITES:
         return None
-    kinds, found = dict[Arg, str](), list[Arg]()
+    kinds: dict[Arg, str] = {}
+    found: list[Arg] = []
     for command in buffer.writes:
         name, key = str(command[0]), command[1]
         kind = name if name in INCREMENTS else KIND_OF_WRITE.get(name, name)

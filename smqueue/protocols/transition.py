@@ -5,6 +5,8 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import Any, Literal
 
+from msgspec.structs import replace
+
 from smqueue.errors import (
     CommitFailed,
     InvalidOutcome,
@@ -37,7 +39,7 @@ from smqueue.protocols.move import Transitioned, move
 from smqueue.protocols.past import ended_record, left_record
 from smqueue.protocols.spawn import Spawned, buffered, start, tail, unbegun
 from smqueue.records import Active, Placed, compact, guard_of
-from smqueue.roundtrip import Command, LostReply, Steps, back_off, commit, read
+from smqueue.roundtrip import NOTHING, Command, LostReply, Steps, back_off, commit, read
 from smqueue.schemas import ValidationProblem
 from smqueue.standing import (
     TIME,
@@ -95,7 +97,7 @@ def transition(
     if handler is None:
         raise UndecodableRecord(f"state {placed.type.name} has no handler {it.won} any more")
     outcome = _outcome(instances, handler, it)
-    doubt, history_begun = False, frozenset[str]()
+    doubt, history_begun = False, NOTHING
     made: Context[Any, Any] | None = None
 
     def context() -> Context[Any, Any]:
@@ -139,7 +141,7 @@ def transition(
             try:
                 replies = yield from commit(commands)
             except TornCommit as torn:
-                return done._replace(kind="torn", hint=True, detail=torn.problem)
+                return replace(done, kind="torn", hint=True, detail=torn.problem)
         except LostReply:
             doubt = True
             continue
@@ -153,7 +155,7 @@ def transition(
                 raise
             continue
         if replies is not None:
-            return done._replace(hint=done.hint and replies[-1] is not None)
+            return replace(done, hint=done.hint and replies[-1] is not None)
         yield from back_off(attempt)
     raise CommitFailed(MAX_ATTEMPTS, "conflict")
 
