@@ -262,25 +262,25 @@ class Instances:
             UndecodableRecord: It is garbage, or does not fit its schema.
         """
         try:
-            parsed = Field.parse(field)
+            module_id, type_name, spelled = Field.parse(field)
         except ValueError as error:
             raise UndecodableRecord(str(error)) from None
-        instance = self.get(parsed.module)
+        instance = self.get(module_id)
         module = instance.module
         if version > module.version:
-            raise NewerRecord(parsed.module, version, module.version)
-        if (state_type := module.types.get(parsed.type)) is None:
-            raise UndecodableRecord(f"module {parsed.module} has no state {parsed.type}")
+            raise NewerRecord(module_id, version, module.version)
+        if (state_type := module.types.get(type_name)) is None:
+            raise UndecodableRecord(f"module {module_id} has no state {type_name}")
         try:
-            data = self.secrets.opened("state", loads(parsed.state), op, parsed.module, parsed.type)
+            data = self.secrets.opened("state", loads(spelled), op, module_id, type_name)
             state = state_type.load(version, data)
         except ValidationProblem as problem:
-            raise UndecodableRecord(f"{parsed.type}.{problem.field}: {problem.problem}") from None
+            raise UndecodableRecord(f"{type_name}.{problem.field}: {problem.problem}") from None
         except (SecretDamaged, SecretKeyMissing):
             raise
         except Exception as error:  # a migration is the user's code
-            raise UndecodableRecord(f"{parsed.type}: {type(error).__name__}: {error}") from None
-        return instance, Placed(op, parsed.module, state_type, state, field, digest(op, field))
+            raise UndecodableRecord(f"{type_name}: {type(error).__name__}: {error}") from None
+        return instance, Placed(op, module_id, state_type, state, field, digest(op, field))
 
     def without_secrets(self, text: str, placed: Placed, handler: Handler | None = None, stored: str = "null") -> str:
         """The text of a user's error, without the secrets of the state and, with its handler, of the stored outcome."""

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any
@@ -40,8 +40,31 @@ def overruns() -> list[Overrun]:
     return [one for one in _running.copy() if now - one.since > one.limit_s]
 
 
-@contextmanager
-def time_limit(what: str, seconds: float) -> Generator[None]:
+class Limited:
+    """Interrupts its block after some seconds, on a thread that has taken the alarm.
+
+    Handlers run one after the other, each for a moment: to set the timer and to take it back takes longer than most of
+    them run. It is set if it would not ring before this block's time is up, and left alone after it; when it rings and
+    nobody's time is up, it is set for whoever runs then.
+    """
+
+    __slots__ = ("seconds", "until", "what")
+
+    def __init__(self, what: str, seconds: float) -> None:
+        self.what, self.seconds = what, seconds
+
+    def __enter__(self) -> None:
+        self.until = time.monotonic() + self.seconds
+        _limited.append(self)
+        if self.until < _rings_at:
+            _ring_at(self.until)
+
+    def __exit__(self, *_: object) -> None:
+        if self in _limited:  # unless the alarm has come, perhaps just now
+            _limited.remove(self)
+
+
+def time_limit(what: str, seconds: float) -> AbstractContextManager[None]:
     """Interrupt the block after ``seconds``.
 
     An alarm reaches only a process's main thread: there (prefork and solo pools) the block is interrupted, in whatever
@@ -51,26 +74,21 @@ def time_limit(what: str, seconds: float) -> Generator[None]:
     Raises:
         HandlerTimeout: In the block, when its time is up.
     """
-    if _taken != get_ident() and not _interruptible():
-        running = Overrun(what, seconds, time.monotonic())
-        _running.add(running)
-        try:
-            yield
-        finally:
-            _running.discard(running)
-        return
+    return Limited(what, seconds) if _taken == get_ident() else _limited_alone(what, seconds)
 
-    with nullcontext() if _taken else alarms():
-        depth = len(_limited)
-        _limited.append((what, seconds))
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        try:
-            try:
-                yield
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-        finally:
-            del _limited[depth:]  # though the alarm came just now
+
+@contextmanager
+def _limited_alone(what: str, seconds: float) -> Generator[None]:
+    if _interruptible():
+        with alarms(), Limited(what, seconds):
+            yield
+        return
+    running = Overrun(what, seconds, time.monotonic())
+    _running.add(running)
+    try:
+        yield
+    finally:
+        _running.discard(running)
 
 
 @contextmanager
@@ -82,22 +100,41 @@ def alarms() -> Generator[None]:
         return
     before = signal.signal(signal.SIGALRM, _alarm)
     _taken = get_ident()
+    _ring_at(NEVER)  # what is known of the timer may be of the process that this one was forked from
     try:
         yield
     finally:
         _taken = 0
+        _ring_at(NEVER)
         signal.signal(signal.SIGALRM, before)
 
 
+NEVER, SOON_S = float("inf"), 0.000_001
+"""In seconds. A timer that is set to no time at all is one that is taken back."""
 _taken = 0
 """The thread that has taken it, which is the main one; 0: none."""
-_limited: list[tuple[str, float]] = []
-"""What the main thread is running, and for how many seconds it may."""
+_limited: list[Limited] = []
+"""What that thread is running."""
+_rings_at = NEVER
+"""When the timer rings, by the monotonic clock, in seconds."""
+
+
+def _ring_at(until: float) -> None:
+    global _rings_at
+    _rings_at = until
+    signal.setitimer(signal.ITIMER_REAL, 0 if until == NEVER else max(until - time.monotonic(), SOON_S))
 
 
 def _alarm(_signal: int, _frame: Any) -> None:
-    if _limited:
-        raise HandlerTimeout(*_limited[-1])
+    _ring_at(NEVER)
+    if not _limited:
+        return
+    first = min(_limited, key=lambda one: one.until)
+    if first.until > time.monotonic():
+        _ring_at(first.until)
+        return
+    _limited.remove(first)  # here, for the end of its block may be what is interrupted
+    raise HandlerTimeout(first.what, first.seconds)
 
 
 def _interruptible() -> bool:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from random import randrange
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from msgspec import Raw
+from msgspec import UNSET, Raw, Struct, UnsetType, to_builtins
 from msgspec.structs import replace
 
 from smqueue.chain import Chain
@@ -227,7 +227,7 @@ def keep(
     return Plan([*commands, *plan.commands], plan.due)
 
 
-def note(keys: Keys, op: str, *entries: Mapping[str, Any], told: int = 0) -> list[Command]:
+def note(keys: Keys, op: str, *entries: Entry, told: int = 0) -> list[Command]:
     """Append steps to the history of an operation, ring its bell, and that of all operations.
 
     Args:
@@ -244,38 +244,35 @@ def note(keys: Keys, op: str, *entries: Mapping[str, Any], told: int = 0) -> lis
     return [("RPUSH", keys.history(op), *lines), *news, *bells]
 
 
-def step_entry(
-    active: Active, field: str, at_us: int | Raw, commit_id: str, terminal: bool = False, **more: Any
-) -> dict[str, Any]:
-    """One entry of a history: a machine has entered a state."""
-    entry: dict[str, Any] = {
-        "machine": active.machine,
-        "step": active.step,
-        "to": field,
-        "at": at_us,
-        "commit": commit_id,
-        "version": active.version,
-    }
-    if terminal:
-        entry["terminal"] = True
-    entry.update(more)
-    return entry
+class Entry(Struct, omit_defaults=True, gc=False):
+    """One entry of a history, in the order in which it is stored: a machine has entered a state."""
+
+    machine: str
+    step: int
+    to: str
+    at: int | Raw
+    commit: str
+    version: int
+    terminal: bool = False
+    won: str = ""
+    merged: str = ""
+    cancelled: str | UnsetType = UNSET
+    """Why, which may be empty."""
+    seal: str = ""
 
 
-def first_entry(field: str, active: Active) -> dict[str, Any]:
+def first_entry(field: str, active: Active) -> Entry:
     """The entry of a machine's adding, as it would have been written then."""
-    entry = step_entry(active, field, active.at_us, active.made)
-    return {**entry, "seal": active.seal} if active.seal else entry
+    made = active.made
+    return Entry(active.machine, active.step, field, active.at_us, made, active.version, seal=active.seal)
 
 
-def sealed(
-    chain: Chain | None, op: str, before: str, active: Active, entry: dict[str, Any]
-) -> tuple[Active, dict[str, Any]]:
+def sealed(chain: Chain | None, op: str, before: str, active: Active, entry: Entry) -> tuple[Active, Entry]:
     """A machine and its new step with the step's seal, if histories are sealed; ``before`` is that of its last step."""
     if chain is None:
         return active, entry
-    seal = chain.seal(op, before, entry)
-    return replace(active, seal=seal), {**entry, "seal": seal}
+    entry.seal = chain.seal(op, before, to_builtins(entry))
+    return replace(active, seal=entry.seal), entry
 
 
 ADDED, MERGED, CANCELLED = "+add", "+merge", "+cancel"

@@ -20,6 +20,7 @@ from smqueue.instances import Instances
 from smqueue.keys import Keys, decode, digest, encode
 from smqueue.protocols.arming import (
     CANCELLED,
+    Entry,
     counted_all,
     first_entry,
     hint,
@@ -28,7 +29,6 @@ from smqueue.protocols.arming import (
     ring,
     sealed,
     settle,
-    step_entry,
 )
 from smqueue.protocols.bounds import LEASE_MS
 from smqueue.protocols.decide import Look, decide
@@ -554,7 +554,7 @@ def _ending(
 ) -> tuple[list[Command], Ended]:  # fmt: skip
     """The commands that end these machines, and what they do; with ``hint`` set when they make something due."""
     commands: list[Command] = []
-    entries: list[dict[str, Any]] = []
+    entries: list[Entry] = []
     armed: list[tuple[Leaving, Machine | None]] = []
     now_us = look.now_us
     for one in batch:
@@ -580,9 +580,10 @@ def _ending(
         if one.active.lone and look.known[begun(keys, op)] == 1:
             entries.append(first_entry(one.field, one.active))
         ended = replace(one.active, step=one.active.step + 1)
-        entry = step_entry(ended, one.field, now_us, commit_id, terminal=True, cancelled=reason)
+        step = (ended.machine, ended.step, one.field, now_us, commit_id, ended.version)
+        entry = Entry(*step, terminal=True, cancelled=reason)
         entries.append(sealed(chain, op, one.active.seal, ended, entry)[1])
-    commands += note(keys, op, *entries, told=entries[0]["commit"] != commit_id)
+    commands += note(keys, op, *entries, told=entries[0].commit != commit_id)
     rung = ring(keys, look.known[watchers(keys, op)], now_us)
     gone = [(one.field, "") for one in batch if one.active.machine]  # garbage was never counted
     commands += [*rung, *counted_all(keys, gone, CANCELLED), *settle(keys, op, now_us, keep, certain=False)]

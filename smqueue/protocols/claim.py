@@ -158,12 +158,12 @@ def _due(instances: Instances, reply: Any, count: int) -> Due:
     due = Due(int(reply[0]), found, found >= count, bool(reply[2]), [], [], [], [], [], time.perf_counter())
     for row in reply[3]:
         if isinstance(row, bytes):  # one string
-            entry, machine, active, *race = row.split(b"\0")
+            entry, machine, active, race = row.split(b"\0", 3)
             row = (entry, machine, race, active)
         elif len(row) == 1:
             due.other.append(text(row[0]))
             continue
-        if isinstance(row[2], list) and row[2] and (doubtful := _doubtful(row)) is not None:
+        if (doubtful := _doubtful(row)) is not None:
             due.doubtful.append(doubtful)
             continue
         try:
@@ -180,8 +180,9 @@ def _due(instances: Instances, reply: Any, count: int) -> Due:
 
 
 def _doubtful(row: Sequence[Any]) -> Doubtful | None:
-    name, claims = row[2][-2:]  # the script puts it last
-    if name != b"claims" or int(claims) <= 1 or text(row[0]).count(":") > 1:
+    race = row[2]
+    *_, name, claims = race.rsplit(b"\0", 2) if isinstance(race, bytes) else race or (None, None)
+    if name != b"claims" or claims == b"1" or text(row[0]).count(":") > 1:  # the script puts it last
         return None
     try:
         machine = Machine.parse(row[1])
@@ -191,7 +192,7 @@ def _doubtful(row: Sequence[Any]) -> Doubtful | None:
 
 
 def parse_row(instances: Instances, row: Sequence[Any], now_us: int) -> Claimed | Armed:
-    """One leased entry: entry, machine, race, active value.
+    """One leased entry: entry, machine, race (its parts, or one string with a NUL between them), active value.
 
     Raises:
         SmqueueError: It cannot be run here, and why.
@@ -204,10 +205,13 @@ def parse_row(instances: Instances, row: Sequence[Any], now_us: int) -> Claimed 
     if not isinstance(raw_active, bytes):
         raise UndecodableRecord(f"no active record for {label_of(machine.field)} in operation {machine.op}")
     active = Active.parse(raw_active)
-    if not isinstance(raw_race, list):
+    if isinstance(raw_race, bytes):
+        parts = iter(raw_race.decode().split("\0"))
+    elif isinstance(raw_race, list):
+        parts = map(bytes.decode, raw_race)
+    else:
         raise UndecodableRecord(f"its race is unreadable: {type(raw_race).__name__}")
-    flat = list(map(bytes.decode, raw_race))
-    race = dict(zip(flat[::2], flat[1::2], strict=True))
+    race = dict(zip(parts, parts, strict=True))
     _, placed = instances.load(machine.op, machine.field, active.version)
     name = text(entry)
     trigger = name.partition(":")[2].partition(":")[2]

@@ -13,7 +13,7 @@ from msgspec import Raw, Struct
 from smqueue.buffer import INCREMENTS, KIND_OF_WRITE, Buffer
 from smqueue.instances import Instances
 from smqueue.keys import HOSTED_KINDS, Keys, encode
-from smqueue.protocols.arming import edge, first_entry, step_entry
+from smqueue.protocols.arming import Entry, edge, first_entry
 from smqueue.protocols.begin import Waits, waits_of
 from smqueue.protocols.bounds import PARK_MS, UPDATES_KEPT, WATCH_MS
 from smqueue.protocols.claim import Claimed
@@ -97,19 +97,18 @@ def move(
     moved = Active(active.machine, active.step + 1, 0, module.version, commit_id, lone=False)
     armed: tuple[Arg, ...] = ()
     if ends:
-        ended = ended_record(moved.machine, moved.step, moved.version, NOW, commit_id)
-        ended["visits"] = 1
-        there = compact_bytes(ended)
+        there = compact_bytes(ended_record(moved.machine, moved.step, moved.version, NOW, commit_id))
     else:
         there = moved.dump().encode().replace(b",0,", b",%b," % bytes(NOW), 1)
         begins = f'["{commit_id}",0,{compact(to.op)},{compact(to.field)},{{'
         closes = "},1]" if to.type.on_cancel is not None else "}]"
         armed = (begins, closes, PARK_MS + randrange(PARK_MS // 10), *waits.deadlines)
+    step = Entry(moved.machine, moved.step, to.field, NOW, commit_id, moved.version, ends, it.won)
     own = (
         to.op, encode(to.op), commit_id, machine.field, left.record, machine.guard, machine.arming,
         compact_bytes(first_entry(machine.field, active)) if active.lone else "",
-        left_record(it, {}, NOW, commit_id, to=to.field), to.field, to.record,
-        compact_bytes(step_entry(moved, to.field, NOW, commit_id, ends, won=it.won)), there, *armed, *writes,
+        left_record(it, {}, NOW, commit_id, to.field), to.field, to.record,
+        compact_bytes(step), there, *armed, *writes,
     )  # fmt: skip
     names = (keys.schedule, *[str(key) for name, key, *_ in tx.buffer.writes if name != "PUBLISH"])
     done = own_reply((yield own_call("move", names, args, own, commits=True)))

@@ -14,6 +14,7 @@ from smqueue.instances import Instances
 from smqueue.keys import Keys, digest
 from smqueue.protocols.arming import (
     ADDED,
+    Entry,
     counted_all,
     enter,
     first_entry,
@@ -22,7 +23,6 @@ from smqueue.protocols.arming import (
     register,
     ring,
     sealed,
-    step_entry,
 )
 from smqueue.protocols.decide import Look
 from smqueue.records import Active, Item, Machine, Placed
@@ -44,7 +44,7 @@ class Started(NamedTuple):
     """What starting machines takes: commands, entries for the history of their own operation, whether any is due."""
 
     commands: list[Command]
-    entries: list[dict[str, Any]]
+    entries: list[Entry]
     machines: list[Spawned]
     due: bool
 
@@ -88,7 +88,7 @@ def start(
         own: The operation of the transition that this is part of: its history is written by the caller.
         trace: The header of the commit's span, if there is one.
     """
-    commands, told, all_of_them, due = list[Command](), list[dict[str, Any]](), list[Spawned](), False
+    commands, told, all_of_them, due = list[Command](), list[Entry](), list[Spawned](), False
     if not spawned:
         return Started(commands, told, all_of_them, due)
     now_us = look.now_us
@@ -99,12 +99,12 @@ def start(
     for op, machines in by_op.items():
         so_far = 2 if op == own else look.known[begun(keys, op)]
         lone = so_far == 0 and len(machines) == 1
-        entries: list[dict[str, Any]] = []
+        entries: list[Entry] = []
         if so_far == 1:
             entries += yield from _begin(keys, op, look, commands)
         for placed, machine in machines:
             active = Active(machine, 1, now_us, placed.type.module.version, commit_id, lone)
-            entry = step_entry(active, placed.field, now_us, commit_id)
+            entry = Entry(machine, 1, placed.field, now_us, commit_id, active.version)
             active, entry = sealed(instances.chain, op, "", active, entry)
             items = yield from buffered(keys, instances, placed, active.machine, look)
             handlers = instances.handlers(placed)
@@ -128,7 +128,7 @@ def start(
     return Started(commands, told, all_of_them, due)
 
 
-def _begin(keys: Keys, op: str, look: Look, commands: list[Command]) -> Steps[list[dict[str, Any]]]:
+def _begin(keys: Keys, op: str, look: Look, commands: list[Command]) -> Steps[list[Entry]]:
     """Begin the history of an operation that has a lone machine, which from now on registers for its signals.
 
     Returns:

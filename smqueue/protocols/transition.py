@@ -21,6 +21,7 @@ from smqueue.instances import Instances
 from smqueue.keys import Keys, encode
 from smqueue.protocols.arming import (
     MERGED,
+    Entry,
     Plan,
     counted,
     enter,
@@ -31,7 +32,6 @@ from smqueue.protocols.arming import (
     ring,
     sealed,
     settle,
-    step_entry,
 )
 from smqueue.protocols.claim import Claimed
 from smqueue.protocols.decide import Look, decide
@@ -220,7 +220,7 @@ def _plan(
     op, now_us = it.machine.op, look.now_us
     started = yield from start(keys, instances, tx.starting, look, commit_id, own=op, trace=trace)
     if to is None:
-        entries: list[dict[str, Any]] = []
+        entries: list[Entry] = []
         items = yield from buffered(keys, instances, it.placed, it.active.machine, look)
         trigger = handler.trigger
         again_ms = trigger.every_ms(it.placed.state, it_polls(it)) if isinstance(trigger, Poll) else None
@@ -240,7 +240,7 @@ def _plan(
     due = plan.due or started.due
     commands = [*plan.commands, *started.commands]
     if entries:
-        late = entries[0]["commit"] != commit_id  # the adding of a lone machine
+        late = entries[0].commit != commit_id  # the adding of a lone machine
         commands += note(keys, op, *entries, told=late)
         rung = ring(keys, look.known[watchers(keys, op)], now_us)
         commands, due = [*commands, *rung], due or bool(rung)
@@ -260,19 +260,19 @@ def it_polls(it: Claimed) -> int:
 
 def _move(
     keys: Keys, instances: Instances, it: Claimed, to: Placed, look: Look, commit_id: str, trace: str, *, spawns: bool
-) -> Steps[tuple[Literal["moved", "merged"], Plan, Spawned, list[dict[str, Any]]]]:
+) -> Steps[tuple[Literal["moved", "merged"], Plan, Spawned, list[Entry]]]:
     """Leave one record, and enter another: active, terminal, or one that is active already."""
     op, now_us = it.machine.op, look.now_us
     there = standing(keys, instances, to, look.known)
     version = to.type.module.version
     moved = Active(it.active.machine, it.active.step + 1, now_us, version, _made(there, commit_id), lone=False)
     past = standing(keys, instances, instances.current(it.placed), look.known).inactive
-    more: dict[str, Any] = {}
+    merged = ""
     kind: Literal["moved", "merged"] = "moved"
     plan = Plan([], due=False)
     if there.active is not None and there.active[0] != it.machine.field:
-        kind, more = "merged", {"merged": there.active[1].machine}  # an equal machine is active, and goes on
-    entry = step_entry(moved, to.field, now_us, commit_id, terminal=to.type.terminal, won=it.won, **more)
+        kind, merged = "merged", there.active[1].machine  # an equal machine is active, and goes on
+    entry = Entry(moved.machine, moved.step, to.field, now_us, commit_id, version, to.type.terminal, it.won, merged)
     moved, entry = sealed(instances.chain, op, it.active.seal, moved, entry)
     alone = it.active.lone and look.known[begun(keys, op)] == 1  # and no other can come: all of it is watched
     ends: list[str] = []
@@ -282,7 +282,7 @@ def _move(
     elif kind == "moved":
         items = yield from buffered(keys, instances, to, moved.machine, look)
         plan = enter(keys, to, instances.handlers(to), moved, commit_id, now_us, items.get, trace=trace)
-    left = left_record(it, past[1] if past is not None else {}, now_us, commit_id, to=to.field, **more)
+    left = left_record(it, past[1] if past is not None else {}, now_us, commit_id, to.field, merged)
     visited = past[0] if past is not None else it.machine.field  # perhaps in the form of an earlier version
     commands = [*leave(keys, it.machine), ("HSET", keys.inactive(op), visited, left, *ends), *plan.commands]
     if kind == "merged" or to.type.terminal:
@@ -302,7 +302,9 @@ def _made(there: Standing, commit_id: str) -> str:
 def _end(to: Placed, moved: Active, there: Standing, commit_id: str, now_us: int) -> list[str]:
     """A terminal record, as field and value: there is one, visits are counted, and the first times kept."""
     first = ended_record(moved.machine, moved.step, moved.version, now_us, commit_id)
-    field, record = there.inactive or (to.field, first)
+    if there.inactive is None:
+        return [to.field, compact(first)]
+    field, record = there.inactive
     return [field, compact({**record, "visits": record["visits"] + 1})]
 
 

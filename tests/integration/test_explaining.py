@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from msgspec import structs
 
 from smqueue import Context, Module, Retry, Secret, State, Transaction, call, poll
 from smqueue.audit import audit
@@ -285,7 +286,7 @@ def rubbish(local: Local) -> dict[str, Callable[[], object]]:
         "tries that are no number": lambda: redis.hset(race, "tries:called", "-"),
         "a race of another type": lambda: redis.set(race, "rubbish"),
         "a time that no calendar has": lambda: redis.hset(
-            keys.active("op"), field, value._replace(at_us=10**18 * 5).dump()
+            keys.active("op"), field, structs.replace(value, at_us=10**18 * 5).dump()
         ),
         "a score without end": lambda: redis.zadd(
             keys.schedule, {f"{local.stored('op', Hearing(1)).entry}:called": float("inf")}

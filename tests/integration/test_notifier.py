@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from smqueue import Client, Executor, Module, State, StoreRefused, Transaction, Update, after
 from smqueue.drivers.doorbell import Doorbell
@@ -355,7 +356,7 @@ def test_a_lone_machine_that_was_added_anew_is_reported(local: Local, anew: bool
         ((field, raw),) = local.redis.hgetall(active).items()
         local.redis.delete(active)
         if anew:
-            local.redis.hset(active, field, Active.parse(raw)._replace(machine="another", made="another").dump())
+            local.redis.hset(active, field, replace(Active.parse(raw), machine="another", made="another").dump())
         with pytest.raises(HistoryRewound) as caught:
             next(updates)
     assert (caught.value.length, caught.value.cursor) == (int(anew), 1)

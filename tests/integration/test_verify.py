@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from smqueue import Context, Failed, Module, State, StateMachine, Transaction, after, finished, now, poll, reached, wait
 from smqueue.audit import Kind, Report, audit
@@ -214,7 +215,7 @@ class Damage:
     def orphan_machine(self) -> None:
         machine = self.local.stored("lone", Waiting(1))
         field = self.field("lone", Waiting(99))
-        copy = machine._replace(field=field, guard="g" * 16, arming="g" * 16)
+        copy = replace(machine, field=field, guard="g" * 16, arming="g" * 16)
         self.redis.set(self.keys.machine(copy.record), copy.dump())
         self.redis.zadd(self.keys.schedule, {copy.entry: 1e15})
         self.redis.zadd(self.keys.waiting("lone", "work", "go"), {f"{copy.entry}:went": 1})
@@ -355,7 +356,7 @@ class Damage:
     def active_disagrees(self) -> None:
         key, field = self.keys.active("several"), self.field("several", Waiting(1))
         active = Active.parse(self.redis.hget(key, field))
-        self.redis.hset(key, field, active._replace(step=5).dump())
+        self.redis.hset(key, field, replace(active, step=5).dump())
 
     def inactive(self, **change: Any) -> None:
         key, field = self.keys.inactive("round"), self.field("round", Waiting(1))
@@ -955,7 +956,7 @@ def test_a_changed_active_record_shows(play: Play) -> None:
         key, field = local.keys().active(op), local.placed(op, state).field
         active = Active.parse(local.redis.hget(key, field))
         change = {"seal": "x" * 22} if op == "several" else {"at_us": active.at_us - 10**9}
-        local.redis.hset(key, field, active._replace(**change).dump())
+        local.redis.hset(key, field, replace(active, **change).dump())
         assert {problem.kind for problem in verify(local).problems} == {Kind.TAMPERED}
         local.redis.delete(*local.redis.keys(f"{local.keys().prefix}*"))
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from msgspec import to_builtins
+
 from smqueue.chain import Chain
 from smqueue.protocols.arming import first_entry
 from smqueue.protocols.auditing.problems import Kind, Problem
@@ -155,7 +157,7 @@ class Paths:
         )  # fmt: skip
 
     def _first_seal(self, state: str, active: Active) -> str:
-        return self.chain.seal(self.op, "", first_entry(state, active)) if self.chain is not None else ""
+        return self.chain.seal(self.op, "", to_builtins(first_entry(state, active))) if self.chain is not None else ""
 
     def _wrong(self, kind: Kind, record: str, words: str) -> Problem:
         return Problem(
