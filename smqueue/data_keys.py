@@ -162,7 +162,7 @@ def checked_key(key: object) -> str:
     """
     if not isinstance(key, str) or not key:
         raise InvalidKey("key", f"expected a non-empty str, got {type(key).__name__}")
-    if not _encodable(key):
+    if not (key.isascii() or _encodable(key)):
         raise InvalidKey("key", "holds a lone surrogate, which cannot be encoded as UTF-8")
     return key
 
@@ -175,16 +175,17 @@ def checked_value(key: str, value: object) -> Value:
     """
     if isinstance(value, bool) or not isinstance(value, str | bytes | int):
         raise InvalidInput(f"value for {key}", f"expected str, bytes or int, got {type(value).__name__}")
-    if isinstance(value, str) and not _encodable(value):
+    if isinstance(value, str) and not (value.isascii() or _encodable(value)):
         raise InvalidInput(f"value for {key}", "holds a lone surrogate, which cannot be encoded as UTF-8")
     return value
 
 
 def _encodable(text: str) -> bool:
     try:
-        return text.isascii() or bool(text.encode())
+        text.encode()
     except UnicodeEncodeError:
         return False
+    return True
 
 
 def _milliseconds(key: str, after: object) -> int:

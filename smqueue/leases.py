@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from smqueue.drivers.driver import Driver
 from smqueue.keys import Keys
@@ -20,7 +21,7 @@ BATCH = 500
 log = logging.getLogger("smqueue.leases")
 
 
-class Lease(NamedTuple):
+class Lease(Struct, frozen=True, gc=False):
     """One entry held by this process; the token of a race is the guard it was claimed with."""
 
     keys: Keys

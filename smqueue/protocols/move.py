@@ -86,9 +86,10 @@ def move(
                 return None
             scheduled.append(name)
     waits = NO_WAITS if ends else waits_of(instances, to)
-    writes = _writes(tx.buffer)
-    if waits is None or writes is None or instances.chain is not None:
+    written = _writes(tx.buffer)
+    if waits is None or written is None or instances.chain is not None:
         return None
+    writes, written_to = written
     module = to.type.module
     args = _in_common(
         keys.prefix, left.module, left.type.name, to.type.name, it.won, tuple(registered), tuple(scheduled),
@@ -110,13 +111,12 @@ def move(
         left_record(it, {}, NOW, commit_id, to.field), to.field, to.record,
         compact_bytes(step), there, *armed, *writes,
     )  # fmt: skip
-    names = (keys.schedule, *[str(key) for name, key, *_ in tx.buffer.writes if name != "PUBLISH"])
-    done = own_reply((yield own_call("move", names, args, own, commits=True)))
+    done = own_reply((yield own_call("move", (keys.schedule, *written_to), args, own, commits=True)))
     if done is None:
         return None
     at, _, torn = done.decode(errors="replace").partition(" ")
-    there_now = Spawned(to, Active(moved.machine, moved.step, int(at), moved.version, commit_id, lone=False))
-    return Transitioned("torn" if torn else "moved", there_now, hint=bool(torn), detail=torn)
+    moved.at_us = int(at)
+    return Transitioned("torn" if torn else "moved", Spawned(to, moved), hint=bool(torn), detail=torn)
 
 
 @lru_cache(maxsize=256)
@@ -135,18 +135,21 @@ def _in_common(
     )  # fmt: skip
 
 
-def _writes(buffer: Buffer) -> Sequence[Arg] | None:
-    """The handler's commands, each with its length in front; ``None`` when to see that none fails takes more."""
+def _writes(buffer: Buffer) -> tuple[Sequence[Arg], Sequence[str]] | None:
+    """The handler's commands, each with its length in front, and the keys that they write.
+
+    ``None`` when to see that none fails takes more.
+    """
     if len(buffer.writes) > MOST_WRITES:
         return None
-    kinds: dict[Arg, str] = {}
+    kinds: dict[str, str] = {}
     found: list[Arg] = []
     for command in buffer.writes:
-        name, key = str(command[0]), command[1]
+        name, key = str(command[0]), str(command[1])
         kind = name if name in INCREMENTS else KIND_OF_WRITE.get(name, name)
         if kinds.setdefault(key, kind) != kind or len(command) > MOST_WRITES:
             return None
         if name in INCREMENTS and not -FAR < int(command[-1]) < FAR:
             return None
         found += [len(command), *command]
-    return found
+    return found, [key for key, kind in kinds.items() if kind != "PUBLISH"]
