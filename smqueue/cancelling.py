@@ -27,9 +27,10 @@ from smqueue.instances import Instances
 from smqueue.keys import Keys, new_id, shard_of
 from smqueue.logs import about
 from smqueue.outbound import Outbound
-from smqueue.protocols import cancel, requests, runs
+from smqueue.protocols import cancel, ending, requests, runs
 from smqueue.protocols.bounds import MAX_ALONE, PARK_MS
-from smqueue.protocols.cancel import Ended, Leaving, Noted
+from smqueue.protocols.cancel import Noted
+from smqueue.protocols.ending import Ended, Leaving
 from smqueue.retry import Retry
 
 log = logging.getLogger("smqueue.cancel")
@@ -227,11 +228,11 @@ class _Operation:
         """Look at all machines once; returns whether there was time for that."""
         driver, instances, cursor = self.run.driver, self.run.instances, b"0"
         while True:
-            cursor, found = driver.run(cancel.page(self.keys, instances, self.op, cursor, noted.force))
+            cursor, found = driver.run(ending.page(self.keys, instances, self.op, cursor, noted.force))
             new = [one for one in found if one.raw not in self._stay]
             plain = [one for one in new if one.undo is None and one.lacking is None]
-            for at in range(0, len(plain), cancel.BATCH):
-                self._end(plain[at : at + cancel.BATCH], noted)
+            for at in range(0, len(plain), ending.BATCH):
+                self._end(plain[at : at + ending.BATCH], noted)
                 if self.run.late:
                     return False
             for one in new:
@@ -244,7 +245,7 @@ class _Operation:
 
     def _end(self, batch: Sequence[Leaving], noted: Noted) -> None:
         commit_id = new_id()
-        steps = cancel.end(self.keys, self.op, batch, noted, commit_id, self.keep, self.run.instances.chain)
+        steps = ending.end(self.keys, self.op, batch, noted, commit_id, self.keep, self.run.instances.chain)
         self.run.after(self.keys, self.op, self.run.driver.run(steps), commit_id)
 
     def _undo(self, one: Leaving, noted: Noted) -> None:
@@ -259,7 +260,7 @@ class _Operation:
             return
         commit_id = new_id()
         try:
-            steps = cancel.undo(self.keys, self.run.instances, self.op, one, noted, commit_id, self.keep)
+            steps = ending.undo(self.keys, self.run.instances, self.op, one, noted, commit_id, self.keep)
             done = self.run.driver.run(steps)
         except StoreUnavailable:
             raise
@@ -279,7 +280,7 @@ class _Operation:
 
         They ran nothing beside it, as a machine does that is suspected to kill its worker.
         """
-        times = self.run.driver.run(runs.suspect(self.keys, one.entry, cancel.UNDOING)) if one.entry else 0
+        times = self.run.driver.run(runs.suspect(self.keys, one.entry, ending.UNDOING)) if one.entry else 0
         if times <= MAX_ALONE:
             return False
         self._failed(one, noted, WorkerKilled(times), again=False)
@@ -294,7 +295,7 @@ class _Operation:
         log.warning("cancel handler %s of operation %s failed: %s", label, self.op, text, extra=extra)
         told = f"cancel handler {label}: {text}"
         retry = placed.type.module.retry if again else None
-        again_ms = self.run.driver.run(cancel.failed(self.keys, self.op, one, noted, error, told, retry=retry))
+        again_ms = self.run.driver.run(ending.failed(self.keys, self.op, one, noted, error, told, retry=retry))
         if again_ms is None:
             aside = "operation %s: %s cannot be cancelled and is quarantined: %s"
             log.error(aside, self.op, placed, text, extra=extra)

@@ -25,6 +25,9 @@ RESEND_MS = 5_000
 MARKER_S = 60
 """How long a commit without a record can be recognised by the one who lost its reply."""
 
+MAX_ATTEMPTS = 100
+"""How often a commit is tried while others keep changing what it depends on."""
+
 RESENDS = 10
 """How often a script that recognises its own repetition is sent, when replies are lost."""
 

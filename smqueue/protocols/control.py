@@ -9,7 +9,7 @@ from smqueue.errors import CommitFailed, SmqueueError
 from smqueue.instances import Instances
 from smqueue.keys import Keys, digest, encode
 from smqueue.protocols.arming import arm, deadline_ms, hint, leave, wait_of
-from smqueue.protocols.bounds import HINT_MS, LEASE_MS, RESENDS, WATCH_MS
+from smqueue.protocols.bounds import HINT_MS, LEASE_MS, MAX_ATTEMPTS, RESENDS, WATCH_MS
 from smqueue.protocols.cancel import entry_of
 from smqueue.protocols.decide import Look
 from smqueue.protocols.spawn import buffered
@@ -17,7 +17,6 @@ from smqueue.records import Active, Armed, Field, Machine, loads
 from smqueue.roundtrip import Command, Steps, back_off, call, commit, read, repeat
 from smqueue.standing import TIME, head, inbox_keys
 
-MAX_ATTEMPTS = 100
 PAGE = 500
 RESUME_BATCH = 1_000
 

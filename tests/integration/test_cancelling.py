@@ -12,7 +12,7 @@ import pytest
 from smqueue import CancelUnfinished, Context, Module, Retry, State, StateMachine, Transaction, after
 from smqueue.errors import InvalidInput, StoreUnavailable
 from smqueue.keys import Keys
-from smqueue.protocols import cancel
+from smqueue.protocols import cancel, ending
 from smqueue.protocols.bounds import MAX_ALONE
 from smqueue.roundtrip import LostReply, Read, RoundTrip
 from tests.inprocess import Crash, Local, Play
@@ -227,9 +227,9 @@ def test_a_failure_is_noted_of_the_cancelling_that_it_belongs_to(local: Local) -
     local.driver.run(cancel.begin(keys, "op", "x", children=False))
     noted = local.driver.run(cancel.noted(keys, "op"))
     assert noted is not None
-    _, (one,) = local.driver.run(cancel.page(keys, local.instances, "op", b"0", force=False))
+    _, (one,) = local.driver.run(ending.page(keys, local.instances, "op", b"0", force=False))
     local.driver.run(cancel.begin(keys, "op", "y", children=False))
-    assert local.driver.run(cancel.failed(keys, "op", one, noted, ValueError(), "x", retry=None)) == 0
+    assert local.driver.run(ending.failed(keys, "op", one, noted, ValueError(), "x", retry=None)) == 0
     assert local.redis.hlen(keys.quarantine) == 0
     assert local.redis.exists(keys.race(local.stored("op", Held(1)).record)) == 0
     assert local.executor.cancel("op") == 1

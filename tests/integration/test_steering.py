@@ -11,7 +11,7 @@ import pytest
 
 from smqueue import Context, Module, Retry, State, StateMachine, Transaction, after, call, finished, poll
 from smqueue.errors import AmbiguousModule, CancelUnfinished, InvalidInput, OperationFinished, UnknownModule
-from smqueue.protocols import cancel, control, runs
+from smqueue.protocols import cancel, control, ending, runs
 from smqueue.relay import Relay
 from smqueue.roundtrip import Call, Commit, Read, RoundTrip
 from tests.inprocess import Crash, Local, Play
@@ -405,7 +405,7 @@ def test_an_interrupted_cancel_is_finished_by_a_worker(local: Local, monkeypatch
         pass
 
     commits: list[int] = []
-    settle = cancel.settle
+    settle = ending.settle
 
     def die(*args: Any, **options: Any) -> Any:
         commits.append(1)
@@ -413,7 +413,7 @@ def test_an_interrupted_cancel_is_finished_by_a_worker(local: Local, monkeypatch
             raise Killed
         return settle(*args, **options)
 
-    monkeypatch.setattr(cancel, "settle", die)
+    monkeypatch.setattr(ending, "settle", die)
     with pytest.raises(Killed):
         local.executor.cancel("op", "half")
     monkeypatch.undo()
@@ -461,7 +461,7 @@ def test_children_of_an_interrupted_cancel(local: Local, monkeypatch: pytest.Mon
     def die(*args: Any, **options: Any) -> Any:
         raise Killed
 
-    monkeypatch.setattr(cancel, "settle", die)
+    monkeypatch.setattr(ending, "settle", die)
     with pytest.raises(Killed):
         local.executor.cancel("op", "half", children=True)
     monkeypatch.undo()
