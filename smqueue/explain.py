@@ -16,20 +16,18 @@ from smqueue.drivers.group import group
 from smqueue.drivers.together import result_of
 from smqueue.early import EarlySignals, early_signals, noted_name
 from smqueue.errors import error_text
+from smqueue.evidence import Evidence, evidence_of
 from smqueue.instances import Instances
-from smqueue.keys import Keys, digest, schedule_of
+from smqueue.keys import Keys
 from smqueue.pauses import Paused, paused_by
-from smqueue.queries import InactiveState, inactive_state, moment
-from smqueue.records import Active, Field, Item, Machine, Placed, kind_of, label_of, loads, set_aside
-from smqueue.roundtrip import Command, Steps, read
-from smqueue.standing import parse_inactive
+from smqueue.queries import InactiveState, lately_of, moment, past_of
+from smqueue.records import Active, Field, Item, Machine, Placed, kind_of, label_of
+from smqueue.roundtrip import Steps, read
 from smqueue.states import StateMachine, check_operation_id
 
 ELSEWHERE = 3
 PAGE = 200
-"""How many records are looked at in one go."""
-LOOKS = 5
-"""How often a machine that moves meanwhile is looked at again."""
+"""How many machines are looked at in one go."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def explain(
     there, passed, control = driver.run(_counts(keys, op))
     machines = _with_early(deployment, _active(driver, keys, instances, op, active), op)
     stored, decoded = list[tuple[str, InactiveState]](), list[tuple[StateMachine, InactiveState]]()
-    for text, state in _past(driver, keys, op) if past is None else driver.run(_lately(keys, op, past)):
+    for text, state in past_of(driver, keys, op) if past is None else driver.run(lately_of(keys, op, past)):
         stored.append((text, state))
         if (known := _decoded(instances, op, text, state.version)) is not None:
             decoded.append((StateMachine(op, known.state, known.module), state))
@@ -240,42 +238,6 @@ def _with_early(deployment: Deployment, machines: list[MachineExplanation], op: 
     ]
 
 
-def _past(driver: Driver, keys: Keys, op: str) -> list[tuple[str, InactiveState]]:
-    """Inactive records, oldest first; garbage is left out."""
-    found: dict[str, InactiveState] = {}
-    cursor: Any = b"0"
-    while True:
-        cursor, flat = driver.command("HSCAN", keys.inactive(op), cursor, "COUNT", PAGE)
-        for raw, value in zip(flat[::2], flat[1::2], strict=True):
-            if (state := _inactive(value)) is not None:
-                found[raw.decode(errors="replace")] = state
-        if int(cursor) == 0:
-            return sorted(found.items(), key=lambda pair: pair[1].created_at)
-
-
-def _lately(keys: Keys, op: str, steps: int) -> Steps[list[tuple[str, InactiveState]]]:
-    """Inactive records that the last steps have entered, oldest first."""
-    if steps <= 0:
-        return []
-    (lines,) = yield from read([], ("LRANGE", keys.history(op), -steps, -1))
-    fields: dict[str, None] = {}
-    for line in lines if isinstance(lines, list) else ():
-        with suppress(ValueError, KeyError, TypeError):
-            fields[str(loads(line)["to"])] = None
-    values = (yield from read([], ("HMGET", keys.inactive(op), *fields)))[0] if fields else []
-    pairs = zip(fields, values, strict=True)
-    found = [(field, state) for field, value in pairs if (state := _inactive(value)) is not None]
-    return sorted(found, key=lambda pair: pair[1].created_at)
-
-
-def _inactive(value: Any) -> InactiveState | None:
-    """An inactive record; ``None`` when there is none, or garbage."""
-    try:
-        return None if value is None else inactive_state(parse_inactive(value))
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
 def _noted(keys: Keys, op: str) -> Steps[list[tuple[str, str]]]:
     """Who has early signals, of the last 1,000 that came for any operation."""
     (members,) = yield from read([], ("ZRANGE", keys.early, 0, -1))
@@ -295,117 +257,47 @@ def _signals(instances: Instances) -> tuple[list[tuple[str, str]], bool]:
     return found, complete
 
 
+def _buffered(keys: Keys, names: Sequence[tuple[str, str]], op: str) -> Steps[list[BufferedSignals]]:
+    looks = [("LLEN", keys.inbox(op, *name)) for name in names] + [("LINDEX", keys.inbox(op, *n), 0) for n in names]
+    replies = (yield from read([], *looks)) if looks else []
+    lengths, heads = replies[: len(names)], replies[len(names) :]
+    return [
+        BufferedSignals(module, signal, length, _accepted(oldest))
+        for (module, signal), length, oldest in zip(names, lengths, heads, strict=True)
+        if isinstance(length, int) and length
+    ]
+
+
+def _accepted(raw: Any) -> datetime | None:
+    try:
+        return moment(Item.parse(raw).at_us)
+    except (ValueError, TypeError):
+        return None
+
+
 # --- one machine -----------------------------------------------------------------------------------------------------
 
 
 def _machine(keys: Keys, instances: Instances, op: str, field: bytes) -> Steps[MachineExplanation | None]:
-    """Look at one machine: 2 round trips, and one more each time that it moves meanwhile.
-
-    The second look asks once more for what the first has seen: only if that is the same do all belong together. Within
-    it the order counts: an entry is taken away together with what is asked for after it.
-
-    Returns:
-        What is known of it; ``None`` when it has gone on.
-    """
-    stored = field.decode(errors="replace")
-    record = digest(op, stored)
-    controls = _controls(keys, op, stored)
-    itself: list[Command] = [("HGET", keys.active(op), field), ("GET", keys.machine(record))]
-    rest: list[Command] = [("HGETALL", keys.race(record)), ("HGET", keys.quarantine, record)]
-    looks: list[Command] = [*rest, *[("GET", key) for key in controls], ("TIME",)]
-    value, raw = yield from read([], *itself)
-    for look in range(LOOKS):
-        machine = _armed(raw)
-        entries = _entries(keys, machine) if machine is not None else []
-        replies = yield from read([], *[("ZSCORE", *entry) for entry in entries], *looks, *itself)
-        before, (value, raw) = (value, raw), replies[-2:]
-        if value is None:
-            return None
-        if (value, raw) == before or look == LOOKS - 1:
-            scores = [float(one) if isinstance(one, bytes) else None for one in replies[: len(entries)]]
-            flat, note, *held, time = replies[len(entries) : -2]
-            seen = _Seen(machine, scores, _race(flat), set_aside(note), _held(keys, op, stored, held), int(time[0]))
-            return _explained(instances, op, stored, value, seen, steady=(value, raw) == before)
-    return None
+    """Look at one machine; ``None`` when it has gone on."""
+    found = yield from evidence_of(keys, op, field)
+    return None if found is None else _explained(instances, op, found)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What was found out of a machine, but its record."""
-
-    machine: Machine | None
-    scores: Sequence[float | None]
-    """Of its entries: that of the race, then those of its triggers; ``None``: it is not there."""
-    race: Mapping[str, str]
-    aside: str | None
-    held: Sequence[tuple[str, str, Paused | None]]
-    """What holds it: its name, ``paused`` or ``cancelling``, and the pause."""
-    now_s: int
-
-
-def _armed(raw: Any) -> Machine | None:
+def _explained(instances: Instances, op: str, found: Evidence) -> MachineExplanation:
+    """What is to be said of a machine."""
+    stored, machine, race = found.field, found.machine, found.race
+    error = found.aside if found.aside is not None else race.get("error")
     try:
-        machine = Machine.parse(raw)
-        _ = [kind_of(wait) for wait in machine.armed.values()]
-    except (ValueError, TypeError, LookupError):
-        return None
-    return machine
-
-
-def _entries(keys: Keys, machine: Machine) -> list[tuple[str, str]]:
-    """Where a machine has, or may have, an entry: schedule and member."""
-    own = [(schedule_of(keys, kind_of(wait)), f"{machine.entry}:{name}") for name, wait in machine.armed.items()]
-    return [(keys.schedule, machine.entry), *own]
-
-
-def _race(flat: Any) -> dict[str, str]:
-    texts = [part.decode(errors="replace") for part in flat] if isinstance(flat, list) else []
-    return dict(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _number(race: Mapping[str, str], name: str) -> int:
-    """A number of a race; 0 when there is none, or garbage."""
-    text = race.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
-
-
-def _controls(keys: Keys, op: str, stored: str) -> Sequence[str]:
-    try:
-        module, type_name, _ = Field.parse(stored)
-    except ValueError:
-        return ()
-    return control_keys(keys, op, module, type_name)
-
-
-def _held(keys: Keys, op: str, stored: str, replies: Sequence[Any]) -> list[tuple[str, str, Paused | None]]:
-    if not replies:
-        return []
-    module, type_name, _ = Field.parse(stored)
-    names = (f"operation {op}", f"module {module}", f"state {module}.{type_name}")
-    looked = zip(names, control_keys(keys, op, module, type_name), replies, strict=True)
-    return [
-        (name, raw.decode(errors="replace").partition(" ")[0], paused_by(keys, control, raw))
-        for name, control, raw in looked
-        if isinstance(raw, bytes)
-    ]
-
-
-def _explained(
-    instances: Instances, op: str, stored: str, value: Any, seen: _Seen, *, steady: bool
-) -> MachineExplanation:
-    """What is to be said of a machine; ``steady``: all that was seen of it belongs together."""
-    machine, race = seen.machine, seen.race
-    error = seen.aside if seen.aside is not None else race.get("error")
-    try:
-        active = Active.parse(value)
+        active = Active.parse(found.value)
     except (ValueError, TypeError) as garbage:
         return _unreadable(stored, error or f"unreadable: {garbage}")
     if machine is None:
         return _unreadable(stored, error or "unreadable: not the value of a machine")
     placed, problem = _placed(instances, op, stored, active.version)
-    triggers = tuple(_triggers(instances, machine, active, placed, seen))
-    status = _status(seen)
-    if steady and status in {"waiting", "decided"} and _lost(seen, triggers):
+    triggers = tuple(_triggers(instances, machine, active, placed, found))
+    status = _status(found)
+    if found.steady and status in {"waiting", "decided"} and _lost(found, triggers):
         status = "unscheduled"
     return MachineExplanation(
         machine=None if placed is None else StateMachine(op, placed.state, placed.module),
@@ -415,11 +307,11 @@ def _explained(
         since=moment(active.at_us),
         status=status,
         won=race.get("won"),
-        attempts=_number(race, "attempts"),
+        attempts=found.number("attempts"),
         last_error=error or problem,
         triggers=triggers,
-        held_by=tuple(name for name, _, _ in seen.held),
-        pauses=tuple(pause for _, _, pause in seen.held if pause is not None),
+        held_by=tuple(name for name, _, _ in found.held),
+        pauses=tuple(pause for _, _, pause in found.held if pause is not None),
         version=active.version,
         problem=problem,
     )
@@ -437,32 +329,32 @@ def _placed(instances: Instances, op: str, stored: str, version: int) -> tuple[P
         return None, error_text(error) if instances.ids() else None
 
 
-def _status(seen: _Seen) -> str:
-    words = {word for _, word, _ in seen.held}
-    if words and not (seen.aside is not None and "cancelling" in words):  # set aside by its cancel handler, which fails
+def _status(found: Evidence) -> str:
+    words = {word for _, word, _ in found.held}
+    if words and not (found.aside is not None and "cancelling" in words):  # its cancel handler fails
         return "cancelling" if "cancelling" in words else "paused"
-    return "quarantined" if seen.aside is not None else "decided" if "won" in seen.race else "waiting"
+    return "quarantined" if found.aside is not None else "decided" if "won" in found.race else "waiting"
 
 
-def _lost(seen: _Seen, triggers: Sequence[ArmedTrigger]) -> bool:
+def _lost(found: Evidence, triggers: Sequence[ArmedTrigger]) -> bool:
     """Whether an entry that a machine should have is missing from its schedule.
 
     Those of its triggers' code count only while its race is open: an outcome takes that trigger's entry away, and a
     state that was entered with something ready has armed none.
     """
     coded = [one for one in triggers if one.kind not in {"signal", "deadline", "now"} and one.next_run is None]
-    return seen.scores[0] is None or (bool(coded) and "won" not in seen.race)
+    return found.scores[0] is None or (bool(coded) and "won" not in found.race)
 
 
 def _triggers(
-    instances: Instances, machine: Machine, active: Active, placed: Placed | None, seen: _Seen
+    instances: Instances, machine: Machine, active: Active, placed: Placed | None, found: Evidence
 ) -> Iterator[ArmedTrigger]:
     handlers: Mapping[str, Handler] = {}
     if placed is not None:
         with suppress(Exception):  # dynamic transitions are the user's code
             handlers = instances.handlers(placed)
-    label, race = label_of(machine.field), seen.race
-    for (name, wait), score in zip(machine.armed.items(), seen.scores[1:], strict=True):
+    label, race = label_of(machine.field), found.race
+    for (name, wait), score in zip(machine.armed.items(), found.scores[1:], strict=True):
         kind, known = kind_of(wait), handlers.get(name)
         words = known.trigger.text if known is not None else f"{kind} {wait if isinstance(wait, str) else ''}"
         yield ArmedTrigger(
@@ -472,31 +364,8 @@ def _triggers(
             since=moment(active.at_us),
             deadline=moment(wait * 1000) if isinstance(wait, int) else None,
             next_run=moment(score * 1000) if score is not None else None,
-            running=_number(race, f"until:{name}") > seen.now_s * 1000,
-            attempts=_number(race, f"tries:{name}"),
+            running=found.number(f"until:{name}") > found.now_s * 1000,
+            attempts=found.number(f"tries:{name}"),
             last_error=race.get(f"error:{name}") or (race.get("error") if race.get("won") == name else None),
             signal=wait if isinstance(wait, str) else None,
         )
-
-
-def control_keys(keys: Keys, op: str, module: str, type_name: str) -> tuple[str, str, str]:
-    """The keys that can hold a machine back: of its operation, its module, its state type."""
-    return keys.control(op), keys.control_module(module), keys.control_module(module, type_name)
-
-
-def _accepted(raw: Any) -> datetime | None:
-    try:
-        return moment(Item.parse(raw).at_us)
-    except (ValueError, TypeError):
-        return None
-
-
-def _buffered(keys: Keys, names: Sequence[tuple[str, str]], op: str) -> Steps[list[BufferedSignals]]:
-    looks = [("LLEN", keys.inbox(op, *name)) for name in names] + [("LINDEX", keys.inbox(op, *n), 0) for n in names]
-    replies = (yield from read([], *looks)) if looks else []
-    lengths, heads = replies[: len(names)], replies[len(names) :]
-    return [
-        BufferedSignals(module, signal, length, _accepted(oldest))
-        for (module, signal), length, oldest in zip(names, lengths, heads, strict=True)
-        if isinstance(length, int) and length
-    ]

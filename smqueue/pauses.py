@@ -1,4 +1,4 @@
-"""What is paused: by whom is not known, but since when, and why."""
+"""What is paused, and what can be: by whom is not known, but since when, and why."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime
 from smqueue.keys import Keys, decode
 from smqueue.protocols.cancel import Noted
 from smqueue.queries import moment
+from smqueue.records import Field
 from smqueue.roundtrip import Steps, read
 
 
@@ -40,6 +41,15 @@ class Paused:
         if self.operation_id is not None:
             return f"smqueue resume {self.operation_id}"
         return f"smqueue resume --module {self.module}" + (f" --state {self.state}" if self.state else "")
+
+
+def controls_of(keys: Keys, op: str, field: str) -> tuple[str, ...]:
+    """The keys that can hold a machine back: of its operation, its module, its state type; none of a garbled record."""
+    try:
+        module, type_name, _ = Field.parse(field)
+    except ValueError:
+        return ()
+    return keys.control(op), keys.control_module(module), keys.control_module(module, type_name)
 
 
 def paused_by(keys: Keys, control: str, raw: bytes | None) -> Paused | None:

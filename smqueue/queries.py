@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NewType, TypeVar
 
 from smqueue.deployment import Deployment
+from smqueue.drivers.driver import Driver
 from smqueue.errors import SmqueueError
 from smqueue.instances import Instances
 from smqueue.keys import Keys, decode, encode
-from smqueue.records import Active, Placed
+from smqueue.records import Active, Placed, loads
 from smqueue.roundtrip import Command, Steps, read
 from smqueue.standing import Standing, parse_inactive, standing, standing_looks, version_of
 from smqueue.states import StateMachine, check_machine, check_operation_id
@@ -194,3 +196,39 @@ def standing_of(keys: Keys, instances: Instances, placed: Placed) -> Steps[Stand
     looks = standing_looks(keys, placed)
     replies = yield from read([], *looks.commands)
     return standing(keys, instances, placed, dict(zip(looks.commands, replies, strict=True)))
+
+
+def past_of(driver: Driver, keys: Keys, op: str) -> list[tuple[str, InactiveState]]:
+    """Inactive records as they are stored, oldest first; garbage is left out."""
+    found: dict[str, InactiveState] = {}
+    cursor: Any = b"0"
+    while True:
+        cursor, flat = driver.command("HSCAN", keys.inactive(op), cursor, "COUNT", PAGE)
+        for raw, value in zip(flat[::2], flat[1::2], strict=True):
+            if (state := _inactive(value)) is not None:
+                found[raw.decode(errors="replace")] = state
+        if int(cursor) == 0:
+            return sorted(found.items(), key=lambda pair: pair[1].created_at)
+
+
+def lately_of(keys: Keys, op: str, steps: int) -> Steps[list[tuple[str, InactiveState]]]:
+    """The same of those that the last steps have entered, oldest first."""
+    if steps <= 0:
+        return []
+    (lines,) = yield from read([], ("LRANGE", keys.history(op), -steps, -1))
+    fields: dict[str, None] = {}
+    for line in lines if isinstance(lines, list) else ():
+        with suppress(ValueError, KeyError, TypeError):
+            fields[str(loads(line)["to"])] = None
+    values = (yield from read([], ("HMGET", keys.inactive(op), *fields)))[0] if fields else []
+    pairs = zip(fields, values, strict=True)
+    found = [(field, state) for field, value in pairs if (state := _inactive(value)) is not None]
+    return sorted(found, key=lambda pair: pair[1].created_at)
+
+
+def _inactive(value: Any) -> InactiveState | None:
+    """An inactive record; ``None`` when there is none, or garbage."""
+    try:
+        return None if value is None else inactive_state(parse_inactive(value))
+    except (ValueError, TypeError, KeyError):
+        return None

@@ -17,9 +17,9 @@ import msgspec
 
 from smqueue.deployment import Deployment
 from smqueue.errors import InvalidInput, SmqueueError
-from smqueue.explain import control_keys
 from smqueue.instances import Instances
 from smqueue.keys import Keys, digest, encode
+from smqueue.pauses import controls_of
 from smqueue.queries import moment
 from smqueue.records import Active, Field, Machine, compact, label_of, loads
 from smqueue.roundtrip import Command, Steps, read, time_us
@@ -469,15 +469,8 @@ def _looks(keys: Keys, one: _Record) -> Iterator[Command]:
     if one.note is None:
         yield "HGET", keys.quarantine, one.id
     yield "HMGET", keys.race(one.id), "won", "error"
-    for control in _controls(keys, one.op, one.field):
+    for control in controls_of(keys, one.op, one.field):
         yield "GET", control
-
-
-def _controls(keys: Keys, op: str, field: str) -> tuple[str, ...]:
-    with suppress(ValueError):
-        module, type_name, _ = Field.parse(field)
-        return control_keys(keys, op, module, type_name)
-    return ()
 
 
 def _told(keys: Keys, one: _Record, known: dict[Command, Any], instances: Instances) -> Listed:
@@ -501,7 +494,7 @@ def _told(keys: Keys, one: _Record, known: dict[Command, Any], instances: Instan
     except (ValueError, OverflowError, OSError) as problem:
         return Listed(one.op, module, type_name, None, "", 0, None, "unreadable", text or f"unreadable: {problem}")
     status = "quarantined" if aside else "decided" if won else "waiting"
-    held = [known["GET", key] for key in _controls(keys, one.op, one.field)]
+    held = [known["GET", key] for key in controls_of(keys, one.op, one.field)]
     words = [raw.decode(errors="replace").partition(" ")[0] for raw in held if isinstance(raw, bytes)]
     if status != "quarantined" and words:
         status = "cancelling" if "cancelling" in words else "paused"

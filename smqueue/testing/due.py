@@ -12,7 +12,8 @@ from typing import Any
 
 from smqueue.drivers.driver import Driver
 from smqueue.keys import Keys, shard_of
-from smqueue.records import Field, Machine, deadline_ms, kind_of
+from smqueue.pauses import controls_of
+from smqueue.records import Machine, deadline_ms, kind_of
 from smqueue.roundtrip import text
 
 
@@ -72,13 +73,7 @@ def _due(driver: Driver, keys: Keys, entry: str, at_ms: int, shards: int) -> int
 
 def _controlled(driver: Driver, keys: Keys, machine: Machine) -> bool:
     """Whether the machine is paused, or being cancelled."""
-    module, type_name, _ = Field.parse(machine.field)
-    names = (
-        keys.control(machine.op),
-        keys.control_module(module),
-        keys.control_module(module, type_name),
-    )
-    return any(driver.command("EXISTS", name) for name in names)
+    return any(driver.command("EXISTS", name) for name in controls_of(keys, machine.op, machine.field))
 
 
 @lru_cache(maxsize=100_000)
