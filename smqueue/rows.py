@@ -9,7 +9,7 @@ from smqueue.explain import ArmedTrigger, Explanation
 from smqueue.instances import Instances
 from smqueue.keys import decode
 from smqueue.records import Field
-from smqueue.search import shown_state
+from smqueue.redacted import shown_state
 from smqueue.words import left
 
 

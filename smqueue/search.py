@@ -11,79 +11,28 @@ import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 
 from smqueue.deployment import Deployment
-from smqueue.errors import InvalidInput, SmqueueError
+from smqueue.errors import InvalidInput
 from smqueue.instances import Instances
-from smqueue.keys import Keys, digest, encode
-from smqueue.pauses import controls_of
-from smqueue.queries import moment
-from smqueue.records import Active, Field, Machine, compact, label_of, loads
+from smqueue.keys import Keys
+from smqueue.listing import Fits, Listed, Record, Wanted, listed, noted, scanned
+from smqueue.records import compact
 from smqueue.roundtrip import Command, Steps, read, time_us
-from smqueue.schemas import HIDDEN
-from smqueue.schemas.sealed import shown
 from smqueue.states import check_operation_id
 
 PAGE = 200
 """How many operations are read in one go."""
 NAMES = 5_000
 """How many names of operations are, where only some are looked at."""
-SCANNED = 100
-"""How many machines of one operation are read in one go, or little more; of one with few, to Redis some hundred, all
-are."""
 TOGETHER = 500
 """Of so many machines, or little more, the rest is read in one go."""
 BUDGET_S = 0.3
 LONGEST = 4_096
 """Characters of a cursor: an operation's id has up to 512 bytes, each of which may be escaped."""
-
-
-class Listed(NamedTuple):
-    """One active machine."""
-
-    operation_id: str
-    module: str
-    type: str
-    state: Any
-    machine_id: str
-    step: int
-    since: str | None
-    status: str
-    last_error: str | None
-
-
-class Wanted(NamedTuple):
-    """What is asked for; ``None`` is everything.
-
-    Attributes:
-        operation: An operation, or with an asterisk at its end all whose ids begin so.
-        module: A module instance.
-        state: The name of a state.
-        quarantined: Only machines that were set aside.
-        older_s: Only machines that have been in their state for so long, in seconds.
-        newest: Operations in the order in which they have become active, the last first; else the first first.
-    """
-
-    operation: str | None = None
-    module: str | None = None
-    state: str | None = None
-    quarantined: bool = False
-    older_s: float | None = None
-    newest: bool = False
-
-    @property
-    def some(self) -> bool:
-        """Whether not all machines are wanted, or all that are quarantined."""
-        return any(one is not None for one in (self.operation, self.module, self.state, self.older_s))
-
-    def takes(self, operation: str) -> bool:
-        """Whether an operation is wanted."""
-        if self.operation is None or not self.operation.endswith("*"):
-            return self.operation in {None, operation}
-        return operation.startswith(self.operation[:-1])
 
 
 class Found(NamedTuple):
@@ -179,53 +128,7 @@ def active_machines(deployment: Deployment, instances: Instances, wanted: Wanted
             return
 
 
-def shown_state(instances: Instances, op: str, field: str, version: int) -> Any:
-    """A record's state as JSON, its secrets hidden.
-
-    Of a record that cannot be loaded here, what its type keeps secret and what that does not know are hidden, for the
-    code that wrote it may keep more secret. Without its module it is as stored: what is encrypted is hidden.
-
-    Raises:
-        ValueError: It is garbage.
-    """
-    with suppress(SmqueueError):
-        _, placed = instances.load(op, field, version)
-        return placed.type.codec.redact(placed.type.codec.dump(placed.state))
-    module, type_name, spelled = Field.parse(field)
-    data = shown(loads(spelled))
-    return _covered(instances, module, type_name, data) if module in instances else data
-
-
-def _covered(instances: Instances, module: str, type_name: str, data: Any) -> Any:
-    """A state that does not load: only values of which it is known that they are no secrets."""
-    known: set[str] = set()
-    with suppress(SmqueueError):  # a module whose file cannot be imported
-        if (state_type := instances.get(module).module.types.get(type_name)) is not None:
-            codec = state_type.codec
-            data = codec.redact(data)
-            known = {field.data_key or name for name, field in getattr(codec.schema, "fields", {}).items()}
-    if not isinstance(data, dict):
-        return HIDDEN
-    return {name: value if name in known else HIDDEN for name, value in cast("dict[str, Any]", data).items()}
-
-
 # --- a page under way ------------------------------------------------------------------------------------------------
-
-
-class _Record(NamedTuple):
-    """An active record as it is stored; ``field`` is ``None`` where only a note in the quarantine is left of it."""
-
-    op: str
-    field: str | None
-    value: bytes
-    note: bytes | None = None
-    noted: str = ""
-    """The id that the note is about."""
-
-    @property
-    def id(self) -> str:
-        """Of the record."""
-        return self.noted or digest(self.op, self.field or "")
 
 
 class _Page:
@@ -284,8 +187,8 @@ class _Page:
 
     def _chunk(self, keys: Keys, operations: Sequence[tuple[str, float]]) -> _Place:
         """All machines of some operations, or as many as there is time for; where that has ended."""
-        pages = self._run(_scanned(keys, [(op, 0) for op, _ in operations], self._wanted))
-        pending: list[_Record] = []
+        pages = self._run(scanned(keys, [(op, 0) for op, _ in operations], self._wanted))
+        pending: list[Record] = []
         place = _Place()
         for (op, score), (scan, records) in zip(operations, pages, strict=True):
             place = _Place(operation=op, score=score, scan=scan)
@@ -306,7 +209,7 @@ class _Page:
     def _rest(self, keys: Keys, place: _Place) -> _Place:
         """Machines of an operation from a place in it on; where to go on."""
         while True:
-            ((scan, records),) = self._run(_scanned(keys, [(place.operation, place.scan)], self._wanted))
+            ((scan, records),) = self._run(scanned(keys, [(place.operation, place.scan)], self._wanted))
             behind = ""
             if not scan and not place.scan:  # one that has grown meanwhile is read anew
                 records, behind = _cut(records, place.behind, self._room)
@@ -319,20 +222,20 @@ class _Page:
     def _room(self) -> int:
         return self._limit - len(self.found)
 
-    def _list(self, keys: Keys, records: Sequence[_Record]) -> None:
+    def _list(self, keys: Keys, records: Sequence[Record]) -> None:
         new = [one for one in records if (one.op, one.field) not in self._seen or one.field is None]
         self._seen.update((one.op, one.field) for one in new)
         if new:
-            self.found += self._run(_listed(keys, new, self._instances, quarantined=self._wanted.quarantined))
+            self.found += self._run(listed(keys, new, self._instances, quarantined=self._wanted.quarantined))
 
 
-def _cut(records: Sequence[_Record], behind: str, room: int) -> tuple[list[_Record], str]:
+def _cut(records: Sequence[Record], behind: str, room: int) -> tuple[list[Record], str]:
     """So many of all records of a hash, behind one of them; and which is the last, where there are more."""
     rest = sorted((one for one in records if one.id > behind), key=lambda one: one.id)
     return rest[:room], rest[room - 1].id if len(rest) > room else ""
 
 
-# --- which operations ------------------------------------------------------------------------------------------------
+# --- where to go on --------------------------------------------------------------------------------------------------
 
 
 class _Step(NamedTuple):
@@ -367,26 +270,7 @@ def _behind(keys: Keys, place: _Place, newest: bool) -> Steps[int]:
     return int(at) + 1 if at is not None else int(before)
 
 
-# --- their machines --------------------------------------------------------------------------------------------------
-
-
-def _scanned(keys: Keys, places: Sequence[tuple[str, int]], wanted: Wanted) -> Steps[list[tuple[int, list[_Record]]]]:
-    """Of each operation a part of its wanted records, from a cursor on: the next cursor and the records."""
-    looks: list[Command] = [("HSCAN", keys.active(op), scan, "COUNT", SCANNED) for op, scan in places]
-    time, *replies = yield from read([], ("TIME",), *looks)
-    fits = _Fits(wanted, time_us(time))
-    found: list[tuple[int, list[_Record]]] = []
-    for (op, _), reply in zip(places, replies, strict=True):
-        if isinstance(reply, Exception):  # a key of another type: smqueue verify tells of it
-            found.append((0, []))
-            continue
-        pairs = zip(reply[1][::2], reply[1][1::2], strict=True)
-        records = [_Record(op, raw.decode(errors="replace"), value) for raw, value in pairs]
-        found.append((int(reply[0]), [one for one in records if fits(one)]))
-    return found
-
-
-def _aside(keys: Keys, wanted: Wanted, place: _Place, count: int) -> Steps[tuple[_Place, list[_Record], int]]:
+def _aside(keys: Keys, wanted: Wanted, place: _Place, count: int) -> Steps[tuple[_Place, list[Record], int]]:
     """A part of the quarantine from a place on: the next place, what is wanted of it, and how much was looked at."""
     time, reply = yield from read([], ("TIME",), ("HSCAN", keys.quarantine, place.scan, "COUNT", count))
     if isinstance(reply, Exception):
@@ -399,103 +283,13 @@ def _aside(keys: Keys, wanted: Wanted, place: _Place, count: int) -> Steps[tuple
         then = then._replace(behind=names[count - 1] if len(names) > count else "")
         notes = {name: notes[name] for name in names[:count]}
     stored = (yield from read([], *[("GET", keys.machine(record)) for record in notes])) if notes else []
-    records = [_noted(record, note, raw) for (record, note), raw in zip(notes.items(), stored, strict=True)]
+    records = [noted(record, note, raw) for (record, note), raw in zip(notes.items(), stored, strict=True)]
     looks: list[Command] = [("HGET", keys.active(one.op), one.field or "") for one in records]
     values = (yield from read([], *looks)) if looks else []
-    fits, found = _Fits(wanted, time_us(time)), list[_Record]()
+    fits, found = Fits(wanted, time_us(time)), list[Record]()
     for one, value in zip(records, values, strict=True):
         there = one if one.field is None else one._replace(value=value or b"")
         gone = value is None and one.field is not None  # meanwhile
         if wanted.takes(one.op) and not gone and fits(there):
             found.append(there)
     return then, found, len(notes)
-
-
-def _noted(record: str, note: bytes, stored: Any) -> _Record:
-    """Which record a note is about; where that cannot be read, at least of which operation."""
-    with suppress(ValueError, TypeError):
-        machine = Machine.parse(stored)
-        return _Record(machine.op, machine.field, b"", note, record)
-    return _Record(_text_of(note, "op"), None, b"", note, record)
-
-
-def _text_of(note: bytes, name: str) -> str:
-    """A text of a note; nothing of garbage."""
-    with suppress(ValueError):
-        data = loads(note)
-        return str(data.get(name, "")) if isinstance(data, dict) else ""
-    return ""
-
-
-class _Fits:
-    """Whether a record is in the module and state that are asked for, and old enough."""
-
-    def __init__(self, wanted: Wanted, now_us: int) -> None:
-        self._names = [None if name is None else encode(name) for name in (wanted.module, wanted.state)]
-        self._bound_us = None if wanted.older_s is None else now_us - wanted.older_s * 1_000_000
-
-    def __call__(self, one: _Record) -> bool:
-        parts = [*(one.field or "").split(" ", 2), ""]
-        if not all(name in {None, part} for name, part in zip(self._names, parts, strict=False)):
-            return False
-        return self._bound_us is None or _since_us(one.value) <= self._bound_us
-
-
-def _since_us(value: bytes) -> int:
-    try:
-        return Active.parse(value).at_us
-    except ValueError:  # garbage is as old as you like
-        return 0
-
-
-# --- what is shown of them -------------------------------------------------------------------------------------------
-
-
-def _listed(keys: Keys, records: Sequence[_Record], instances: Instances, *, quarantined: bool) -> Steps[list[Listed]]:
-    if quarantined and records[0].note is None:  # of one operation, whose machines are looked through
-        names = [one.id for one in records]
-        (notes,) = yield from read([], ("HMGET", keys.quarantine, *names))
-        if isinstance(notes, Exception):
-            return []
-        records = [one._replace(note=note) for one, note in zip(records, notes, strict=True) if note is not None]
-    looks = dict.fromkeys(look for one in records for look in _looks(keys, one))
-    known = dict(zip(looks, (yield from read([], *looks)), strict=True)) if looks else {}
-    return [_told(keys, one, known, instances) for one in records]
-
-
-def _looks(keys: Keys, one: _Record) -> Iterator[Command]:
-    if one.field is None:
-        return
-    if one.note is None:
-        yield "HGET", keys.quarantine, one.id
-    yield "HMGET", keys.race(one.id), "won", "error"
-    for control in controls_of(keys, one.op, one.field):
-        yield "GET", control
-
-
-def _told(keys: Keys, one: _Record, known: dict[Command, Any], instances: Instances) -> Listed:
-    if one.field is None:
-        error = _text_of(one.note or b"", "error")
-        return Listed(one.op, "", label_of(""), None, "", 0, None, "quarantined", error or "unreadable")
-    note = known.get(("HGET", keys.quarantine, one.id), one.note)
-    aside, race = isinstance(note, bytes), known["HMGET", keys.race(one.id), "won", "error"]
-    won, error = race if isinstance(race, list) else (None, None)
-    text: str | None = error.decode(errors="replace") if error else None
-    if aside:
-        text = _text_of(note, "error") or "the note on why it is quarantined is garbage"
-    try:
-        module, type_name, _ = Field.parse(one.field)
-    except ValueError:
-        return Listed(one.op, "", label_of(one.field), None, "", 0, None, "unreadable", text or "it names no state")
-    try:
-        active = Active.parse(one.value)
-        since = moment(active.at_us).isoformat()
-        state = shown_state(instances, one.op, one.field, active.version)
-    except (ValueError, OverflowError, OSError) as problem:
-        return Listed(one.op, module, type_name, None, "", 0, None, "unreadable", text or f"unreadable: {problem}")
-    status = "quarantined" if aside else "decided" if won else "waiting"
-    held = [known["GET", key] for key in controls_of(keys, one.op, one.field)]
-    words = [raw.decode(errors="replace").partition(" ")[0] for raw in held if isinstance(raw, bytes)]
-    if status != "quarantined" and words:
-        status = "cancelling" if "cancelling" in words else "paused"
-    return Listed(one.op, module, type_name, state, active.machine, active.step, since, status, text)

@@ -66,7 +66,8 @@ def quickly(look: Callable[[], Iterable[str]], incomplete: str) -> list[str]:
 
 def operations(ctx: click.Context, incomplete: str) -> Iterator[str]:
     """Active operations: of the newest; and when none of those begins so, of all, as far as there is time."""
-    from smqueue.search import Wanted, search
+    from smqueue.listing import Wanted
+    from smqueue.search import search
 
     executor = _target(ctx).executor()
     deployment, found = executor.deployment, False

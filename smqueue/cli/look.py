@@ -22,8 +22,9 @@ from smqueue.diagnosis import diagnose
 from smqueue.executor import Executor
 from smqueue.explain import Explanation, explain
 from smqueue.instances import Instances
+from smqueue.listing import Listed, Wanted
 from smqueue.rows import rows_of
-from smqueue.search import Listed, Wanted, active_machines, search
+from smqueue.search import active_machines, search
 from smqueue.states import check_operation_id
 
 SHOWN = 100

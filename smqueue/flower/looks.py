@@ -16,11 +16,12 @@ from smqueue.flower.spans import span_of
 from smqueue.flower.steps import Window, transitions, window
 from smqueue.flower.troubles import NoSuchOperation
 from smqueue.graph import Graph
+from smqueue.listing import Wanted
 from smqueue.pauses import Paused, paused_by
 from smqueue.records import Field
 from smqueue.roundtrip import read
 from smqueue.rows import rows_of
-from smqueue.search import Found, Wanted, search
+from smqueue.search import Found, search
 from smqueue.words import told
 
 LATELY = 20

@@ -21,8 +21,8 @@ from smqueue.instances import Instances
 from smqueue.keys import Keys
 from smqueue.queries import is_moment, moment
 from smqueue.records import Field
+from smqueue.redacted import shown_state
 from smqueue.roundtrip import Steps, read
-from smqueue.search import shown_state
 from smqueue.standing import parse_inactive
 from smqueue.words import span
 

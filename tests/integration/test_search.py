@@ -10,7 +10,8 @@ import pytest
 
 from smqueue import InvalidInput, Module, Secret, State, StateMachine, Transaction, after
 from smqueue.keys import digest
-from smqueue.search import Found, Listed, Wanted, active_machines, search
+from smqueue.listing import Listed, Wanted
+from smqueue.search import Found, active_machines, search
 from tests.deployments import client_of
 from tests.inprocess import Local, Play
 
