@@ -36,12 +36,12 @@ from smqueue.errors import (
     UnknownSignal,
 )
 from smqueue.keys import Keys, digest, encode
-from smqueue.modules import Module, StateType
+from smqueue.modules import Module
 from smqueue.records import Field, Placed, compact, loads
 from smqueue.schemas import Codec, JsonValue, ValidationProblem, canonical
 from smqueue.schemas.sealed import is_sealed
 from smqueue.secrets import Secrets, scrubbed
-from smqueue.states import Context, State, StateMachine, check_machine, check_operation_id
+from smqueue.states import Context, State, StateMachine, StateType, check_machine, check_operation_id
 from smqueue.triggers import Signal
 
 if TYPE_CHECKING:

@@ -5,37 +5,31 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, cast, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, overload
 
 from smqueue.checks import defined_name, duration, whole
-from smqueue.definitions import Registration, Resolver, check_trigger, signature_of, text
+from smqueue.decorators import On, OnCancel
+from smqueue.definitions import Registration, check_trigger
 from smqueue.dynamic import DynamicForm
-from smqueue.errors import (
-    DefinitionError,
-    NewerRecord,
-    NoTransitions,
-    NotRegistered,
-    UndecodableRecord,
-)
+from smqueue.errors import DefinitionError, NewerRecord, NotRegistered, UndecodableRecord
 from smqueue.graph import Finding, Graph, graph_of
 from smqueue.handlers import Handler
-from smqueue.places import here, local_names, place_of
+from smqueue.places import here, place_of
+from smqueue.registering import registration, resolve_handlers, state_for, state_type, states_for
 from smqueue.retry import Retry
-from smqueue.schemas import codec_for, dataclass_codec
-from smqueue.states import Context, State, StateType, register, type_of
+from smqueue.schemas import codec_for
+from smqueue.states import State, StateType, register, type_of
 from smqueue.trigger_types import Cancel, Signal, Trigger
 
 if TYPE_CHECKING:
     from marshmallow import Schema
     from typing_extensions import TypeVar
 
-    from smqueue.transaction import Transaction
-
     M = TypeVar("M", default=Any)
     S = TypeVar("S", bound=State)
     Out = TypeVar("Out")
     P = TypeVar("P")
-    R = TypeVar("R", bound=State | None)
     A = TypeVar("A", bound=State)
     B = TypeVar("B", bound=State)
     C = TypeVar("C", bound=State)
@@ -50,58 +44,6 @@ else:  # defaults of type variables come with Python 3.13; only type checkers ne
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
 
 HANDLER_RETRY = Retry(max_attempts=5, base=timedelta(milliseconds=500), cap=timedelta(minutes=1))
-
-
-class On(Generic[S, Out, M]):
-    """The decorator that ``Module.on`` returns. It returns the function unchanged, so one function may have several."""
-
-    def __init__(self, module: Module[M], states: tuple[StateType, ...], trigger: Trigger[Any, Any]) -> None:
-        self._module = module
-        self._states = states
-        self._trigger = trigger
-
-    @overload
-    def __call__(
-        self, fn: Callable[[Transaction, S, Out, Context[M, Any]], R], /
-    ) -> Callable[[Transaction, S, Out, Context[M, Any]], R]: ...
-    @overload
-    def __call__(self, fn: Callable[[Transaction, S, Out], R], /) -> Callable[[Transaction, S, Out], R]: ...
-    def __call__(self, fn: Any, /) -> Any:
-        """Register ``fn`` as the handler of the trigger, under its own name.
-
-        Raises:
-            DefinitionError: Not a plain function of three or four positional parameters with a return annotation; or a
-                second handler of that name on one state.
-        """
-        self._module._handle(self._states, self._trigger, fn)  # pyright: ignore[reportPrivateUsage]
-        return fn
-
-
-class OnCancel(Generic[S, M]):
-    """The decorator that ``Module.on_cancel`` returns. It returns the function unchanged."""
-
-    def __init__(self, module: Module[M], states: tuple[StateType, ...], where: str) -> None:
-        self._module = module
-        self._states = states
-        self._trigger = Cancel[Any](where)
-
-    @overload
-    def __call__(
-        self, fn: Callable[[Transaction, S, str | None, Context[M, Any]], None], /
-    ) -> Callable[[Transaction, S, str | None, Context[M, Any]], None]: ...
-    @overload
-    def __call__(
-        self, fn: Callable[[Transaction, S, str | None], None], /
-    ) -> Callable[[Transaction, S, str | None], None]: ...
-    def __call__(self, fn: Any, /) -> Any:
-        """Register ``fn`` as the cancel handler.
-
-        Raises:
-            DefinitionError: Not a plain function of three or four positional parameters that returns ``None``; or a
-                second one for a state.
-        """
-        self._module._handle(self._states, self._trigger, fn)  # pyright: ignore[reportPrivateUsage]
-        return fn
 
 
 class Module(Generic[M]):
@@ -172,34 +114,16 @@ class Module(Generic[M]):
             DefinitionError: Not a subclass of ``State``; registered already, here or in another module; a name twice.
             UnsupportedField: A field that has no schema.
         """
-        if cls is None:
-            return lambda cls: self._register(cls, schema, name, terminal)  # pyright: ignore[reportUnknownLambdaType]
-        return self._register(cls, schema, name, terminal)
 
-    def _register(self, cls: Any, schema: Any, name: str | None, terminal: bool) -> Any:
-        where = here()
-        if not isinstance(cls, type) or not issubclass(cls, State) or cls is State:
-            raise DefinitionError(f"{text(cls)} is not a state: write class {text(cls)}(State)", where)
-        if not cast("Any", cls).__dataclass_params__.frozen:
-            raise DefinitionError(f"{cls.__name__} is not frozen: leave @dataclass away, State does it", where)
-        stored = defined_name("stored name of a state", cls.__name__ if name is None else name, where)
-        if (known := type_of(cls)) is not None:
-            first = f"module {known.module.name} already (registered at {known.where})"
-            raise DefinitionError(
-                f"state {cls.__name__} belongs to {first}: give module {self.name} a class of its own", where
-            )
-        if stored in self.types:
-            raise DefinitionError(
-                f"module {self.name} has a state {stored} already (registered at {self.types[stored].where}): give one "
-                "of them another name=",
-                where,
-            )
-        known = StateType(cls, stored, dataclass_codec(cls, identity=True, schema=schema), terminal, self, where)
-        with self._lock:
-            self.types[stored] = known
-            self._resolved = False
-        register(known)
-        return cls
+        def decorate(cls: Any) -> Any:
+            known = state_type(self, cls, schema, name, terminal)
+            with self._lock:
+                self.types[known.name] = known
+                self._resolved = False
+            register(known)
+            return cls
+
+        return decorate if cls is None else decorate(cls)
 
     @overload
     def signal(self, name: str) -> Signal[None]: ...
@@ -257,11 +181,8 @@ class Module(Generic[M]):
             DefinitionError: Not a state of this module, a terminal one, or not a trigger.
         """
         where = here()
-        classes: tuple[Any, ...] = cast("tuple[Any, ...]", state) if isinstance(state, tuple) else (state,)
-        if not classes:
-            raise DefinitionError("on(…) needs a state class, or a tuple of them", where)
         check_trigger(self, trigger, where)
-        return On[Any, Any, Any](self, tuple(self._state_for(cls, where) for cls in classes), trigger)
+        return On[Any, Any, Any](partial(self._handle, states_for(self, state, "on", where), trigger))
 
     @overload
     def on_cancel(self, state: type[S], /) -> OnCancel[S, M]: ...
@@ -299,10 +220,8 @@ class Module(Generic[M]):
             DefinitionError: Not a state of this module, or a terminal one.
         """
         where = here()
-        classes: tuple[Any, ...] = cast("tuple[Any, ...]", state) if isinstance(state, tuple) else (state,)
-        if not classes:
-            raise DefinitionError("on_cancel(…) needs a state class, or a tuple of them", where)
-        return OnCancel[Any, Any](self, tuple(self._state_for(cls, where) for cls in classes), where)
+        states = states_for(self, state, "on_cancel", where)
+        return OnCancel[Any, Any](partial(self._handle, states, Cancel[Any](where)))
 
     def migrate(self, state: type[State], *, since: int) -> Callable[[Migration], Migration]:
         """Register what maps the fields of older records, ``dict → dict``, to the form of version ``since``.
@@ -319,7 +238,7 @@ class Module(Generic[M]):
             DefinitionError: Not a state of this module; a version that is not; one twice, naming both places.
         """
         where = here()
-        known = self._state_for(state, where, terminal=True)
+        known = state_for(self, state, where, terminal=True)
         whole(since, "migrate(since=…)", where, least=2)
         if since > self.version:
             raise DefinitionError(
@@ -357,6 +276,11 @@ class Module(Generic[M]):
         """Return terminal states that nothing enters, and states from which no terminal state can be reached."""
         return self.graph().check()
 
+    def _handle(self, states: tuple[StateType, ...], trigger: Trigger[Any, Any], fn: Any) -> None:
+        with self._lock:
+            self._registrations.append(registration(self._registrations, states, trigger, fn))
+            self._resolved = False
+
     # --- looking up --------------------------------------------------------------------------------------------------
 
     def resolve(self) -> None:
@@ -369,21 +293,7 @@ class Module(Generic[M]):
         if self._resolved:
             return
         with self._lock:
-            handlers: dict[str, list[Handler]] = {name: [] for name in self.types}
-            undoing: dict[str, Handler] = {}
-            for given in self._registrations:
-                handler = Resolver(self, given).handler()
-                for known in given.states:
-                    if isinstance(given.trigger, Cancel):
-                        undoing[known.name] = handler
-                    else:
-                        handlers[known.name].append(handler)
-            for known in self.types.values():
-                if not known.terminal and not known.dynamic and not handlers[known.name]:
-                    raise NoTransitions(f"state {known.name} of module {self.name}", known.where)
-            for known in self.types.values():
-                known.handlers = tuple(handlers[known.name])
-                known.on_cancel = undoing.get(known.name)
+            resolve_handlers(self, self._registrations)
             self._dynamic = DynamicForm(self)
             self._resolved = True
 
@@ -436,44 +346,3 @@ class Module(Generic[M]):
         if known is None:
             raise UndecodableRecord(f"module {self.name} has no state {type_name}")
         return known.load(version, data)
-
-    # --- checks ------------------------------------------------------------------------------------------------------
-
-    def _state_for(self, cls: Any, where: str, *, terminal: bool = False) -> StateType:
-        known = type_of(cls) if isinstance(cls, type) else None
-        if known is None:
-            raise DefinitionError(f"{text(cls)} is not a registered state: decorate it with @{self.name}.state", where)
-        if known.module is not self:
-            raise DefinitionError(
-                f"state {known.name} belongs to module {known.module.name} (registered at {known.where}), not to "
-                f"module {self.name} (defined at {self.where})",
-                where,
-            )
-        if known.terminal and not terminal:
-            raise DefinitionError(
-                f"state {known.name} is terminal (registered at {known.where}): it waits for nothing", where
-            )
-        return known
-
-    def _handle(self, states: tuple[StateType, ...], trigger: Trigger[Any, Any], fn: Any) -> None:
-        where = place_of(fn) if callable(fn) else here()
-        signature = signature_of(fn, where)
-        name = defined_name("name of a handler", getattr(fn, "__name__", ""), where)
-        for state in states:
-            for other in self._registrations:
-                both = isinstance(trigger, Cancel) + isinstance(other.trigger, Cancel)
-                if both == 2 and state in other.states:
-                    raise DefinitionError(
-                        f"state {state.name} has a cancel handler already, {other.name} (defined at {other.where}): it "
-                        "has one at most",
-                        where,
-                    )
-                if not both and other.name == name and state in other.states:
-                    raise DefinitionError(
-                        f"state {state.name} has a handler {name} already (defined at {other.where}): a trigger is "
-                        "named after its handler",
-                        where,
-                    )
-        with self._lock:
-            self._registrations.append(Registration(states, trigger, fn, name, where, signature, local_names()))
-            self._resolved = False

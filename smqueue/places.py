@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-_OURS = frozenset(f"smqueue.{name}" for name in ("builder", "checks", "modules", "places", "retry", "triggers"))
+_OURS = frozenset(
+    f"smqueue.{name}"
+    for name in ("builder", "checks", "decorators", "modules", "places", "registering", "retry", "triggers")
+)
 
 
 def user_frame() -> FrameType | None:

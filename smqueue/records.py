@@ -13,8 +13,7 @@ import msgspec
 from smqueue.keys import decode, digest
 
 if TYPE_CHECKING:
-    from smqueue.modules import StateType
-    from smqueue.states import State
+    from smqueue.states import State, StateType
 
 _encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
 
