@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import MISSING, dataclass, fields
-from dataclasses import Field as DataclassField
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smqueue.chain import Chain
 from smqueue.definitions import Handler
 from smqueue.errors import (
     AmbiguousModule,
-    DefinitionError,
     DuplicateModule,
     InvalidInput,
     InvalidPayload,
@@ -35,13 +32,14 @@ from smqueue.errors import (
     UnknownModule,
     UnknownSignal,
 )
+from smqueue.imports import load_object
 from smqueue.keys import Keys, digest, encode
 from smqueue.modules import Module
 from smqueue.records import Field, Placed, compact, loads
 from smqueue.schemas import Codec, JsonValue, ValidationProblem, canonical
 from smqueue.schemas.sealed import is_sealed
 from smqueue.secrets import Secrets, scrubbed
-from smqueue.states import Context, State, StateMachine, StateType, check_machine, check_operation_id
+from smqueue.states import Context, State, StateMachine, check_machine, check_operation_id
 from smqueue.triggers import Signal
 
 if TYPE_CHECKING:
@@ -51,7 +49,6 @@ PAYLOAD_LIMIT = 64 * 1024
 """Bytes of an encoded state, payload or outcome."""
 INBOX_LIMIT = 1_000
 """Early signals kept for one operation, module and name."""
-T = TypeVar("T")
 
 
 class Told(NamedTuple):
@@ -109,24 +106,6 @@ class Instance:
                     made = self.context_source
                     known = self._context = (pid, made() if _makes(made) else made)
         return known[1]
-
-
-def load_object(name: str, kind: type[T]) -> T:
-    """Import ``package.module:attribute``.
-
-    Raises:
-        DefinitionError: It cannot be imported, or is something else.
-    """
-    path, _, attribute = name.partition(":")
-    try:
-        found: Any = importlib.import_module(path)
-        for part in attribute.split(".") if attribute else ():
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise DefinitionError(f"cannot load {name}: {error}", path) from error
-    if not isinstance(found, kind):
-        raise DefinitionError(f"{name} is a {type(found).__name__}, not a {kind.__name__}", path)
-    return found
 
 
 class Instances:
@@ -224,11 +203,11 @@ class Instances:
         if (size := len(spelled.encode())) > self.limit:
             raise TooLarge(f"state {state_type.name}", size, self.limit)
         prefix = f"{encode(instance.id)} {encode(state_type.name)} "
-        if not (_defaulted(state_type.cls) or self.secrets.seals(state_type.codec) or is_sealed(data)):
+        if not (state_type.defaulted or self.secrets.seals(state_type.codec) or is_sealed(data)):
             field = prefix + spelled  # it has this one form
             return Placed(op, instance.id, state_type, state, field, digest(op, field))
         about = (op, instance.id, state_type.name)
-        forms: list[JsonValue] = [data, *_without_new_fields(state_type, data)]
+        forms: list[JsonValue] = [data, *state_type.older_forms(data)]
         stored = [one for form in forms for one in self.secrets.state(state_type.codec, form, *about)]
         field, *older = [prefix + (spelled if form is data else canonical(form)) for form in stored]
         return Placed(op, instance.id, state_type, state, field, digest(op, field), tuple(older))
@@ -237,7 +216,7 @@ class Instances:
         """A loaded record as this code would store it, where that may differ: fields were added, or migrated."""
         known = placed.type
         sealed = self.secrets.seals(known.codec)  # whose key may have been rotated
-        if not (sealed or known.migrations or _defaulted(known.cls)):
+        if not (sealed or known.migrations or known.defaulted):
             return placed
         return self.place_state(placed.op, self.get(placed.module), placed.state)
 
@@ -399,17 +378,6 @@ def _by_name(handlers: tuple[Handler, ...]) -> Mapping[str, Handler]:
     return {handler.name: handler for handler in handlers}
 
 
-@functools.lru_cache(maxsize=1024)
-def _defaulted(cls: type[State]) -> bool:
-    """Whether code without a field of it may have stored its states."""
-    return any(has_default(one) for one in fields(cast("Any", cls)))
-
-
-def has_default(field: DataclassField[Any]) -> bool:
-    """Whether a field of a dataclass may be left out."""
-    return field.default is not MISSING or field.default_factory is not MISSING
-
-
 def _makes(source: Any) -> bool:
     """Whether what was given as context is to be called for it; an object that happens to be callable is a value."""
     return inspect.isroutine(source) or isinstance(source, type | functools.partial)
@@ -418,21 +386,3 @@ def _makes(source: Any) -> bool:
 def _is_value(payload: Any) -> bool:
     """Whether a payload is an instance of what the signal carries, rather than JSON-ready data."""
     return payload is not None and not isinstance(payload, str | int | float | bool | list | dict)
-
-
-def _without_new_fields(state_type: StateType, data: Any) -> list[dict[str, Any]]:
-    """The forms in which code without its last defaulted fields stored the same state, newest first."""
-    if not isinstance(data, dict) or not _defaulted(state_type.cls):
-        return []
-    form, found = dict(cast("dict[str, Any]", data)), list[dict[str, Any]]()
-    for one in reversed(fields(cast("Any", state_type.cls))):
-        if one.name not in form:
-            continue
-        if not has_default(one):
-            break
-        default = one.default if one.default is not MISSING else cast("Callable[[], Any]", one.default_factory)()
-        if getattr(state_type.codec.load(data), one.name) != default:
-            break
-        del form[one.name]
-        found.append(dict(form))
-    return found

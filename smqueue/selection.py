@@ -7,7 +7,7 @@ from typing import Any
 
 from smqueue.checks import defined_name
 from smqueue.errors import DefinitionError, DuplicateModule
-from smqueue.instances import load_object
+from smqueue.imports import load_object
 from smqueue.modules import Module
 
 VARIABLE = "SMQUEUE_MODULES"

@@ -195,6 +195,29 @@ class StateType:
         """Whether the class decides by itself, when a state is entered, what it waits for."""
         return self.cls.transitions is not State.transitions
 
+    @cached_property
+    def defaulted(self) -> bool:
+        """Whether code without a field of it may have stored its states."""
+        return any(_has_default(one) for one in dataclasses.fields(cast("Any", self.cls)))
+
+    def older_forms(self, data: Any) -> list[dict[str, Any]]:
+        """The forms in which code without its last defaulted fields stored the same state, newest first."""
+        if not isinstance(data, dict) or not self.defaulted:
+            return []
+        form, found = dict(cast("dict[str, Any]", data)), list[dict[str, Any]]()
+        for one in reversed(dataclasses.fields(cast("Any", self.cls))):
+            if one.name not in form:
+                continue
+            if not _has_default(one):
+                break
+            made = cast("Callable[[], Any]", one.default_factory)
+            default = one.default if one.default is not dataclasses.MISSING else made()
+            if getattr(self.codec.load(data), one.name) != default:
+                break
+            del form[one.name]
+            found.append(dict(form))
+        return found
+
     def load(self, version: int, data: Any) -> State:
         """Load stored fields, by way of the migrations since their version.
 
@@ -212,6 +235,10 @@ class StateType:
                 if not isinstance(data, dict):
                     raise UndecodableRecord(f"{step} returned {type(data).__name__}, not a dict")
         return self.codec.load(data)
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def type_of(cls: type) -> StateType | None:

@@ -11,7 +11,7 @@ from smqueue.cli.arguments import MODULE
 from smqueue.cli.target import Target, deployment_options, importing
 from smqueue.executor import Executor
 from smqueue.graph import Counts, Here
-from smqueue.instances import load_object
+from smqueue.imports import load_object
 from smqueue.modules import Module
 from smqueue.overview import overview
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from smqueue.cli.target import Target, deployment_options, importing
-from smqueue.instances import load_object
+from smqueue.imports import load_object
 from smqueue.modules import Module
 from smqueue.selection import select
 from smqueue.worker.application import default_executor, load_executor

@@ -18,7 +18,7 @@ from smqueue.builder import ExecutorBuilder
 from smqueue.deployment import DEFAULT_NAMESPACE
 from smqueue.errors import NoDeployment, SmqueueError
 from smqueue.executor import Executor
-from smqueue.instances import load_object
+from smqueue.imports import load_object
 from smqueue.selection import VARIABLE, select
 
 APP_VARIABLE = "SMQUEUE_APP"
