@@ -14,18 +14,16 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from smqueue.ages import WALKED, Oldest, oldest
 from smqueue.deployment import Deployment
 from smqueue.early import EarlySignals, early_signals
 from smqueue.keys import Keys, decode
 from smqueue.pauses import Paused, paused
 from smqueue.presence import SHOWN, Worker, read_workers
 from smqueue.queries import moment
-from smqueue.records import Active, Field, set_aside
-from smqueue.roundtrip import Command, Steps, read, time_us
+from smqueue.records import set_aside
+from smqueue.roundtrip import Steps, read, time_us
 
-WALKED = 1_000
-"""How many operations, the longest active first, are looked at for the oldest machine of each state."""
-PAGE = 250
 SAMPLED = 500
 """How many quarantined machines are looked at for what their errors are."""
 PAUSED = 100
@@ -247,19 +245,11 @@ class Move(NamedTuple):
     ends: bool
 
 
-class _Oldest(NamedTuple):
-    """Since when, µs, the oldest machine of each state is in it, of the operations that were looked at."""
-
-    since_us: Mapping[tuple[str, str], int]
-    bound_us: float
-    """What was not looked at is not older than this."""
-
-
 class _Shard(NamedTuple):
     now_us: int
     operations: int
     moves: Mapping[Move, int]
-    oldest: _Oldest
+    oldest: Oldest
     quarantined: int
     errors: Mapping[str, int]
     due: int
@@ -299,7 +289,7 @@ def _shard(keys: Keys, walked: int) -> Steps[_Shard]:
         now_us=now_us,
         operations=operations,
         moves=_moves(moves),
-        oldest=(yield from _oldest(keys, walked)),
+        oldest=(yield from oldest(keys, walked)),
         quarantined=quarantined,
         errors=(yield from _errors(keys)) if quarantined else {},
         due=due,
@@ -352,32 +342,6 @@ def _states(moves: Mapping[Move, int], shards: Sequence[_Shard]) -> Iterator[Sta
 def _edges(moves: Mapping[Move, int]) -> Iterator[EdgeCount]:
     for move, times in moves.items():
         yield EdgeCount(move.module, move.source or None, move.target or None, move.how, times)
-
-
-def _oldest(keys: Keys, walked: int) -> Steps[_Oldest]:
-    """The oldest machine of each state, among the operations that have been active longest."""
-    since: dict[tuple[str, str], int] = {}
-    bound_us = math.inf
-    for start in range(0, walked, PAGE):
-        (page,) = yield from read([], ("ZRANGE", keys.operations, start, start + PAGE - 1, "WITHSCORES"))
-        names = [raw.decode(errors="replace") for raw in page[::2]]
-        looks: list[Command] = [("HSCAN", keys.active(name), 0, "COUNT", 100) for name in names]
-        for reply in (yield from read([], *looks)) if looks else []:
-            for at_us, state in _entered(reply):
-                since[state] = min(at_us, since.get(state, at_us))
-        if len(page) < 2 * PAGE:
-            return _Oldest(since, math.inf)
-        bound_us = float(page[-1]) * 1000  # whoever began later has no machine older than that
-    return _Oldest(since, bound_us)
-
-
-def _entered(reply: Any) -> Iterator[tuple[int, tuple[str, str]]]:
-    if isinstance(reply, Exception):
-        return
-    for name, value in zip(reply[1][::2], reply[1][1::2], strict=True):
-        with suppress(ValueError):
-            module, state, _ = Field.parse(name.decode())
-            yield Active.parse(value).at_us, (module, state)
 
 
 def _errors(keys: Keys) -> Steps[dict[str, int]]:
