@@ -190,7 +190,7 @@ class StateType:
     handlers: tuple[Handler, ...] = ()
     on_cancel: Handler | None = None
 
-    @property
+    @cached_property
     def dynamic(self) -> bool:
         """Whether the class decides by itself, when a state is entered, what it waits for."""
         return self.cls.transitions is not State.transitions
