@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from smqueue.errors import SmqueueError
 from smqueue.instances import Instances
 from smqueue.keys import Keys
 from smqueue.protocols.autocommit import Done, autocommit
-from smqueue.protocols.begin import begin
-from smqueue.roundtrip import Steps
+from smqueue.protocols.begin import begin, begun
+from smqueue.records import Placed
+from smqueue.roundtrip import LostReply, Steps, own_reply
 from smqueue.standing import Look, arrivals
 from smqueue.states import StateMachine
 from smqueue.transaction import Transaction, placed
@@ -36,13 +38,26 @@ def add(
         TooManyActive: See ``autocommit``.
         CommitFailed: After 100 conflicts.
     """
-    existing: dict[str, str] = {}
     batch, misplaced = placed(instances, machines)
     if len(batch) == 1 and misplaced is None:
-        begun = yield from begin(keys, instances, batch[0], commit_id, max_active, trace)
-        if begun is not None:
-            machine, watched = begun
-            return Done([machine.active.machine], [machine], [], hint=False, watched=watched)
+        call = begin(keys, instances, batch[0], commit_id, max_active, trace)
+        if call is not None:
+            try:
+                reply = own_reply((yield call))
+            except LostReply:
+                reply = None
+            if reply is not None:
+                machine, watched = begun(reply, batch[0], commit_id)
+                return Done([machine.active.machine], [machine], [], hint=False, watched=watched)
+    return (yield from _add(keys, instances, batch, misplaced, commit_id, exist_ok, max_active, trace))
+
+
+def _add(
+    keys: Keys, instances: Instances, batch: list[Placed], misplaced: SmqueueError | None, commit_id: str,
+    exist_ok: bool, max_active: int | None, trace: str,
+) -> Steps[Done[list[str]]]:  # fmt: skip
+    """The same by a look and an EXEC."""
+    existing: dict[str, str] = {}
 
     def run(tx: Transaction) -> list[str]:
         tx.fresh(batch, misplaced, existing, commit_id, exist_ok)

@@ -14,7 +14,7 @@ from smqueue.protocols.arming import ADDED, edge
 from smqueue.protocols.bounds import PARK_MS, UPDATES_KEPT, WATCH_MS
 from smqueue.protocols.spawn import Spawned
 from smqueue.records import Active, Placed, compact
-from smqueue.roundtrip import Arg, LostReply, Steps, own_call, own_reply
+from smqueue.roundtrip import Arg, Call, own_call
 from smqueue.states import State
 from smqueue.trigger_types import Deadline, Signal
 
@@ -24,38 +24,46 @@ FAR_US = 2**52
 
 def begin(
     keys: Keys, instances: Instances, placed: Placed, commit_id: str, max_active: int | None, trace: str
-) -> Steps[tuple[Spawned, bool] | None]:
-    """Start the first machine of an operation, if signals and deadlines are all that it waits for; 1 round trip.
+) -> Call | None:
+    """The call that starts the first machine of an operation, if signals and deadlines are all that it waits for.
 
     It needs no look, for it rests on nothing but that nothing is there. The script leaves what EXEC would.
 
     Returns:
-        The machine, and whether anybody consumes Celery's events. ``None``: this is for ``autocommit``, which finds
-        out why; only if the reply was lost may it have been done, and then the record has this commit's id.
+        ``None``: this is for ``autocommit``. It is, too, when the script returns nothing: ``autocommit`` finds out why;
+        and when the reply was lost: then it may have been done, and the record has this commit's id.
     """
-    waits = None if placed.type.terminal or instances.chain is not None else waits_of(instances, placed)
+    known = placed.type
+    waits = None if known.terminal or instances.chain is not None else waits_of(instances, placed)
     if waits is None:
         return None
-    op, field, version = placed.op, placed.field, placed.type.module.version
-    undo = int(placed.type.on_cancel is not None)
-    module = encode(placed.module)
-    args = (
-        keys.prefix, module, version, edge("", "", module, encode(placed.type.name), ADDED, ends=False),
-        "" if max_active is None else max_active, WATCH_MS, UPDATES_KEPT, len(waits.triggers), *waits.triggers,
-    )  # fmt: skip
+    op, field, undo = placed.op, placed.field, known.on_cancel is not None
+    args = _args(keys.prefix, placed.module, known.name, known.module.version, max_active, waits.triggers)
     own = (
         commit_id, op, encode(op), field, compact(op), compact(field), placed.record,
-        f",{undo},{compact(trace)}]" if trace else ",1]" if undo else "]", PARK_MS + randrange(PARK_MS // 10),
+        f",{int(undo)},{compact(trace)}]" if trace else ",1]" if undo else "]", PARK_MS + randrange(PARK_MS // 10),
         *waits.deadlines,
     )  # fmt: skip
-    try:
-        begun = own_reply((yield own_call("begin", (keys.schedule,), args, own)))
-    except LostReply:
-        return None
-    if begun is None:
-        return None
-    at_us, watched = map(int, begun.split())
-    return Spawned(placed, Active(commit_id, 1, at_us, version, commit_id, lone=True)), watched > 0
+    return own_call("begin", (keys.schedule,), args, own)
+
+
+def begun(reply: bytes, placed: Placed, commit_id: str) -> tuple[Spawned, bool]:
+    """The machine that the script has started, and whether anybody consumes Celery's events."""
+    at_us, watched = reply.split()
+    active = Active(commit_id, 1, int(at_us), placed.type.module.version, commit_id, lone=True)
+    return Spawned(placed, active), watched != b"0"
+
+
+@lru_cache(maxsize=1024)
+def _args(
+    prefix: str, module: str, type_name: str, version: int, max_active: int | None, triggers: tuple[Arg, ...]
+) -> tuple[Arg, ...]:
+    """What is the same for all that are added in such a state: made but once, so that groups see at once that it is."""
+    module = encode(module)
+    return (
+        prefix, module, version, edge("", "", module, encode(type_name), ADDED, ends=False),
+        "" if max_active is None else max_active, WATCH_MS, UPDATES_KEPT, len(triggers), *triggers,
+    )  # fmt: skip
 
 
 class Waits(NamedTuple):
@@ -87,7 +95,9 @@ def _alike(handlers: tuple[Handler, ...]) -> Waits | None:
 
 
 def _waits(handlers: Iterable[Handler], state: State) -> Waits | None:
-    triggers, deadlines, signals = list[Arg](), list[Arg](), list[str]()
+    triggers: list[Arg] = []
+    deadlines: list[Arg] = []
+    signals: list[str] = []
     for handler in handlers:
         name = handler.name
         match handler.trigger:
