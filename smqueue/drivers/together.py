@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from weakref import finalize
 
 from redis.exceptions import RedisError
@@ -25,17 +25,11 @@ R = TypeVar("R")
 LARGEST = 64
 
 
-class Asked(NamedTuple):
-    """A protocol, what is made of its result, and who waits for that."""
+Asked = tuple[Steps[Any], Callable[[Any], Any], asyncio.AbstractEventLoop, asyncio.Future[Any]]
+"""A protocol, what is made of its result, and who waits for that: on which loop, and for what."""
 
-    steps: Steps[Any]
-    then: Callable[[Any], Any]
-    loop: asyncio.AbstractEventLoop
-    answer: asyncio.Future[Any]
-
-
-Told = tuple[asyncio.Future[Any], Callable[[Any], None], Any]
-"""Who waits, and what is to be called with what, if it still does."""
+Told = tuple[asyncio.Future[Any], Any, Exception | None]
+"""Who waits, and what for: a result, or an error."""
 
 
 class ClientClosed(SmqueueError):
@@ -59,8 +53,8 @@ class Together:
         self._ended = Future[None]()
         self._closed = False
 
-    async def run(self, steps: Steps[T], then: Callable[[T], R]) -> R:
-        """Run a protocol to its end, and ``then`` on the thread with its result; returns what that returned.
+    def run(self, steps: Steps[T], then: Callable[[T], R]) -> asyncio.Future[R]:
+        """Run a protocol to its end, and ``then`` on the thread with its result; to be awaited for what that returned.
 
         Raises:
             StoreUnavailable: No answer; whether the last request was applied is not known.
@@ -72,10 +66,10 @@ class Together:
             self._start()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[R] = loop.create_future()
-        self._asked.put(Asked(steps, then, loop, answer))
+        self._asked.put((steps, then, loop, answer))
         if self._closed:  # looked at only now: what came before the end of the queue is served
             raise ClientClosed
-        return await answer
+        return answer
 
     def close(self) -> Future[None]:
         """Take nothing more, do what was asked for, and end; the future is done when the thread has."""
@@ -104,7 +98,7 @@ def _done() -> Future[None]:
 def _serve(driver_of: Callable[[], Driver], queue: SimpleQueue[Asked | None], ended: Future[None]) -> None:
     more = True
     while more:
-        taken = list[Asked | None]()  # while it waits it keeps nothing
+        taken: list[Asked | None] = []  # while it waits it keeps nothing
         taken.append(queue.get())
         with suppress(Empty):
             while len(taken) < LARGEST:
@@ -120,26 +114,29 @@ def _run(some: Sequence[Asked], driver_of: Callable[[], Driver]) -> None:
     try:
         driver = driver_of()
         url = driver.url
-        ended = driver.run(group([asked.steps for asked in some]))
+        ended = driver.run(group([steps for steps, _, _, _ in some]))
     except Exception as error:
         ended = [error] * len(some)
     told: dict[asyncio.AbstractEventLoop, list[Told]] = {}
-    raised = set[int]()
-    for asked, run in zip(some, ended, strict=True):
-        told.setdefault(asked.loop, []).append(_outcome(asked, run, url, raised))
+    raised: set[int] = set()
+    for (_, then, loop, answer), run in zip(some, ended, strict=True):
+        if (answers := told.get(loop)) is None:
+            answers = told[loop] = []
+        answers.append(_outcome(answer, then, run, url, raised))
     for loop, answers in told.items():
         with suppress(RuntimeError):  # it was closed meanwhile
             loop.call_soon_threadsafe(_tell, answers)
 
 
-def _outcome(asked: Asked, run: Run[Any] | Exception, url: str, raised: set[int]) -> Told:
-    _, then, _, answer = asked
+def _outcome(
+    answer: asyncio.Future[Any], then: Callable[[Any], Any], run: Run[Any] | Exception, url: str, raised: set[int]
+) -> Told:
     try:
         if not isinstance(run, Exception):
-            return answer, answer.set_result, then(result_of(run, url))
+            return answer, then(result_of(run, url)), None
     except Exception as error:
-        return answer, answer.set_exception, _apart(error, raised)
-    return answer, answer.set_exception, _apart(run, raised)
+        return answer, None, _apart(error, raised)
+    return answer, None, _apart(run, raised)
 
 
 def _apart(error: Exception, raised: set[int]) -> Exception:
@@ -168,6 +165,10 @@ def result_of(run: Run[T], url: str) -> T:
 
 
 def _tell(answers: list[Told]) -> None:
-    for answer, tell, outcome in answers:
-        if not answer.done():  # else its caller has given up
-            tell(outcome)
+    for answer, result, error in answers:
+        if answer.done():  # its caller has given up
+            continue
+        if error is None:
+            answer.set_result(result)
+        else:
+            answer.set_exception(error)
