@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 
 from smqueue.errors import InboxFull, OperationFinished
@@ -10,7 +11,7 @@ from smqueue.instances import INBOX_LIMIT, Push, Told
 from smqueue.keys import Keys, encode
 from smqueue.protocols.bounds import HINT_MS, MARKER_S, RESENDS
 from smqueue.records import compact
-from smqueue.roundtrip import Steps, own_call, own_repeat, text
+from smqueue.roundtrip import Arg, Steps, own_call, own_repeat, text
 
 KEPT_MS = 7 * 24 * 3_600_000
 SEEN_KEPT = 1_000
@@ -68,28 +69,37 @@ def signal(
         OperationFinished: The operation has had states and none is active.
         InboxFull: ``limit`` early ones are kept already.
     """
-    op, module, name, payload = told
-    envelope = {"id": signal_id or attempt, **({"machine": machine} if machine else {})}
+    op = told.operation_id
+    envelope = {"id": signal_id or attempt}
+    if machine:
+        envelope["machine"] = machine
     if trace:  # first: there the script looks for it
         envelope = {"trace": trace, **envelope}
-    item = compact(envelope)[:-1] + f',"payload":{payload}'
+    item = f'{compact(envelope)[:-1]},"payload":{told.payload}'
     marker_s = 0 if request else KEPT_MS // 1000 if asked else MARKER_S
-    pushed = (push.database, push.message, push.mark) if push else ("", "", "")
-    args = (
-        keys.prefix, encode(module), encode(name), name, limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, *pushed,
-    )  # fmt: skip
-    own = (encode(op), payload, signal_id, machine, item, request or asked, encode(attempt))
-
+    own = (encode(op), told.payload, signal_id, machine, item, request or asked, encode(attempt))
+    args = _args(keys.prefix, told.module, told.signal, limit, marker_s, push)
     call = own_call("signal", (keys.schedule, push.queue) if push else (keys.schedule,), args, own)
-    said = text((yield from own_repeat(call, RESENDS)))
+    reply = yield from own_repeat(call, RESENDS)
+    said = text(reply)
     match said:
         case "GONE":
             return None
         case "FINISHED":
-            raise OperationFinished(op, name)
+            raise OperationFinished(op, told.signal)
         case "FULL":
-            raise InboxFull(op, name, limit)
-        case "HINT":
-            return Delivered(Delivery.DELIVERED, hint=True)
+            raise InboxFull(op, told.signal, limit)
         case _:
-            return Delivered(Delivery[said], hint=False)
+            return ACCEPTED[said]
+
+
+ACCEPTED = {each.value: Delivered(each, hint=False) for each in Delivery} | {
+    "HINT": Delivered(Delivery.DELIVERED, hint=True)
+}
+
+
+@lru_cache(maxsize=64)
+def _args(prefix: str, module: str, name: str, limit: int, marker_s: int, push: Push | None) -> tuple[Arg, ...]:
+    """What is the same for all that are sent under a name: made but once, so that groups see at once that it is."""
+    pushed = (push.database, push.message, push.mark) if push else ("", "", "")
+    return prefix, encode(module), encode(name), name, limit, KEPT_MS, marker_s, HINT_MS, SEEN_KEPT, *pushed
