@@ -18,7 +18,7 @@ from smqueue.drivers.switchboard import Board, Switchboard
 from smqueue.following import FollowingAll, FollowingOne
 from smqueue.instances import Instances
 from smqueue.notifier import AsyncUpdates
-from smqueue.producer import Producer, SignalFor
+from smqueue.producer import Producer
 from smqueue.protocols.signal import Delivery
 from smqueue.queries import ActiveState, InactiveState, MachineId
 from smqueue.secrets import SecretCodec
@@ -176,7 +176,7 @@ class TypedAsyncClient(_OnLoops):
         machine: str | None = None, id: str | None = None,
     ) -> Delivery:  # fmt: skip
         """Send a signal; see ``Executor.signal``."""
-        keys, steps, then = self._producer.signalling(SignalFor(operation_id, signal, payload, module, machine, id))
+        keys, steps, then = self._producer.signalling((operation_id, signal, payload, module, machine, id))
         return await self._board.run("signal", keys.shard, steps, then)
 
     async def await_operation(self, operation_id: str, timeout: Timeout = None) -> None:

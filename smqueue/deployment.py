@@ -39,6 +39,7 @@ class Deployment:
         self._settings_of, self._driver_of = settings, driver
         self._connecting: dict[int, threading.Lock] = {}  # by process: one that is held at a fork stays held
         self._read: Settings | None = None
+        self._keys: Sequence[Keys] | None = None
         self._made: Driver | None = None
         self._opened: Driver | None = None
 
@@ -80,13 +81,15 @@ class Deployment:
 
     def keys(self, operation_id: str) -> Keys:
         """The keys of the shard that an operation lives in."""
-        settings = self.settings
-        return keys_of(settings.namespace, settings.shards)[shard_of(operation_id, settings.shards)]
+        every = self.all_keys()
+        return every[shard_of(operation_id, len(every))]
 
     def all_keys(self) -> Sequence[Keys]:
         """The keys of every shard."""
-        settings = self.settings
-        return keys_of(settings.namespace, settings.shards)
+        if (known := self._keys) is None:
+            settings = self.settings
+            known = self._keys = keys_of(settings.namespace, settings.shards)
+        return known
 
     def one_shard(self, operation_ids: Sequence[str]) -> Keys:
         """The shard that all these operations live in.

@@ -173,7 +173,7 @@ class Executor:
 
         Redis: 1 round trip.
         """
-        _, steps, then = self._producer.signalling(SignalFor(operation_id, signal, payload, module, machine, id))
+        _, steps, then = self._producer.signalling((operation_id, signal, payload, module, machine, id))
         return then(self._deployment.driver.run(steps))
 
     def signal_many(self, signals: Iterable[SignalFor]) -> list[Delivery | SmqueueError]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec import Struct
+
 from smqueue.chain import Chain
 from smqueue.definitions import Handler
 from smqueue.errors import (
@@ -35,7 +37,7 @@ from smqueue.errors import (
 from smqueue.imports import load_object
 from smqueue.keys import Keys, digest, encode
 from smqueue.modules import Module
-from smqueue.records import Field, Placed, compact, loads
+from smqueue.records import Field, Placed, compact, compact_bytes, loads
 from smqueue.schemas import Codec, JsonValue, ValidationProblem, canonical
 from smqueue.schemas.sealed import is_sealed
 from smqueue.secrets import Secrets, scrubbed
@@ -49,9 +51,12 @@ PAYLOAD_LIMIT = 64 * 1024
 """Bytes of an encoded state, payload or outcome."""
 INBOX_LIMIT = 1_000
 """Early signals kept for one operation, module and name."""
+# Tuples: to make a union at each call would take longer than the look.
+NAMING = (str, Signal)
+JSON_READY = (str, int, float, bool, list, dict)
 
 
-class Told(NamedTuple):
+class Told(Struct, gc=False):
     """A signal, validated and encoded."""
 
     operation_id: str
@@ -336,11 +341,11 @@ class Instances:
             whole = problem.field in {"", declared.name}  # the value itself, not a field of it
             field = declared.name if whole else f"{declared.name}.{problem.field}"
             raise InvalidPayload(field, problem.problem) from None
-        spelled = compact(data)
-        if (size := len(spelled.encode())) > self.limit:
-            raise TooLarge(f"payload of {declared.name}", size, self.limit)
+        raw = compact_bytes(data)
+        if len(raw) > self.limit:
+            raise TooLarge(f"payload of {declared.name}", len(raw), self.limit)
         stored = self.secrets.value(codec, data, op, instance.id)
-        return Told(op, instance.id, declared.name, spelled if stored is data else compact(stored))
+        return Told(op, instance.id, declared.name, raw.decode() if stored is data else compact(stored))
 
     def value(self, schema: Codec[Any], data: JsonValue, op: str, module_id: str) -> str:
         """A dumped payload or outcome as it is stored."""
@@ -351,7 +356,7 @@ class Instances:
         return handler.outcome.load(self.secrets.opened("value", loads(stored), placed.op, placed.module))
 
     def _receiver(self, signal: Signal[Any] | str, module_id: str | None) -> tuple[Instance, Signal[Any]]:
-        if not isinstance(signal, str | Signal):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(signal, NAMING):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidInput("signal", f"expected a Signal or its name, got {type(signal).__name__}")
         given = None if module_id is None else self.get(module_id)
         if (receiver := self._receivers.get((signal, module_id))) is not None:
@@ -385,4 +390,4 @@ def _makes(source: Any) -> bool:
 
 def _is_value(payload: Any) -> bool:
     """Whether a payload is an instance of what the signal carries, rather than JSON-ready data."""
-    return payload is not None and not isinstance(payload, str | int | float | bool | list | dict)
+    return payload is not None and not isinstance(payload, JSON_READY)

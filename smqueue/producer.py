@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from smqueue.deployment import Deployment
 from smqueue.drivers.group import group
@@ -46,6 +46,10 @@ class SignalFor(NamedTuple):
     id: str | None = None
 
 
+Asked = tuple[str, Any, Any, str | None, str | None, str | None]
+"""A ``SignalFor``, or just what it holds."""
+
+
 class Producer:
     """Makes protocols of what is to be added or signalled, all of it checked before the first of them runs."""
 
@@ -73,14 +77,14 @@ class Producer:
 
         def then(done: Done[list[str]]) -> list[MachineId]:
             self.after(keys, done, commit_id)
-            return [MachineId(machine) for machine in done.value]
+            return cast("list[MachineId]", done.value)
 
         span = add_span(operations)
         steps = add(keys, instances, batch, commit_id, exist_ok, instances.max_active, header_of(span))
         return keys, spanning(span, steps, added), then
 
     def signalling(
-        self, asked: SignalFor, trace: str | None = None
+        self, asked: Asked, trace: str | None = None
     ) -> tuple[Keys, Steps[Delivered | None], Callable[[Delivered | None], Delivery]]:
         """Send a signal; returns as ``adding``.
 
@@ -91,19 +95,21 @@ class Producer:
         Raises:
             UnknownModule, UnknownSignal, AmbiguousModule, InvalidPayload, TooLarge: See ``Executor.signal``.
         """
+        op, given, payload, module, machine, id = asked
         instances = self._instances_of()
-        told = instances.signal(asked.operation_id, asked.signal, asked.payload, asked.module)
-        keys = self._deployment.keys(asked.operation_id)
+        told = instances.signal(op, given, payload, module)
+        keys = self._deployment.keys(op)
 
         def then(done: Delivered | None) -> Delivery:
             assert done is not None
-            if done.hint:
+            delivery, hint = done
+            if hint:
                 self._outbound.hint(keys.namespace, keys.shard)
-            return done.delivery
+            return delivery
 
         span = signal_span(told.operation_id, told.signal, told.module) if trace is None else None
         steps = signal(
-            keys, told, new_id(), machine=asked.machine or "", signal_id=asked.id or "", limit=instances.inbox_limit,
+            keys, told, new_id(), machine=machine or "", signal_id=id or "", limit=instances.inbox_limit,
             push=instances.push(keys), trace=header_of(span) if trace is None else trace,
         )  # fmt: skip
         return keys, spanning(span, steps, signalled), then

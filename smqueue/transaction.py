@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from msgspec.structs import asdict
+
 from smqueue.buffer import Buffer, Value
 from smqueue.data_keys import DataKeys, NamedKeys, checked_key, checked_value
 from smqueue.errors import (
@@ -175,7 +177,7 @@ class Transaction(DataKeys):
             if own is None or own not in ambiguous.candidates.split(", "):
                 raise
             told = self._instances.signal(operation_id, signal, payload, own)
-        self._leave({"kind": "signal", **told._asdict()})
+        self._leave({"kind": "signal", **asdict(told)})
 
     def send_task(
         self, name: str, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None, **options: Any

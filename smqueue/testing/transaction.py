@@ -92,7 +92,7 @@ class FakeTransaction(Transaction):
     @property
     def signals(self) -> Sequence[SentSignal]:
         """The signals that were sent."""
-        return [self._signal(Told(*(one[name] for name in Told._fields))) for one in self._left("signal")]
+        return [self._signal(Told(*(one[name] for name in Told.__struct_fields__))) for one in self._left("signal")]
 
     @property
     def tasks(self) -> Sequence[SentTask]:
