@@ -31,7 +31,7 @@ def check_name(field_name: str, value: object, limit: int = MAX_NAME_BYTES) -> s
     if not isinstance(value, str):
         raise InvalidInput(field_name, f"expected str, got {type(value).__name__}")
     try:
-        size = len(value.encode())
+        size = len(value) if value.isascii() else len(value.encode())
     except UnicodeEncodeError:
         raise InvalidInput(field_name, "holds a lone surrogate, which cannot be encoded as UTF-8") from None
     if not 1 <= size <= limit:

@@ -68,11 +68,12 @@ class Producer:
             InvalidInput, CrossShard: What the protocol cannot begin with.
         """
         batch = list(machines)
+        operations: list[str] = []
         for machine in batch:
             check_machine(machine)
+            operations.append(machine.operation_id)
         if not batch:
             return None
-        operations = [machine.operation_id for machine in batch]
         keys, instances, commit_id = self._deployment.one_shard(operations), self._instances_of(), new_id()
 
         def then(done: Done[list[str]]) -> list[MachineId]:

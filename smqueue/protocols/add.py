@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from msgspec.structs import replace
+
 from smqueue.errors import SmqueueError
 from smqueue.instances import Instances
 from smqueue.keys import Keys
@@ -69,4 +71,4 @@ def _add(
 
     done = yield from autocommit(keys, instances, None, run, commit_id, max_active=max_active, looks=looks, trace=trace)
     made = {one.placed.record: one.active.machine for one in done.machines}
-    return done._replace(value=[made.get(record) or existing[record] for record in done.value])
+    return replace(done, value=[made.get(record) or existing[record] for record in done.value])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from smqueue.errors import CommitFailed, TooManyActive
 from smqueue.instances import Instances
@@ -21,7 +24,7 @@ T = TypeVar("T")
 MAX_LOST = 10
 
 
-class Done(NamedTuple, Generic[T]):
+class Done(Struct, Generic[T]):
     """A committed function."""
 
     value: T
@@ -102,7 +105,7 @@ def autocommit(
                 raise
             continue
         if replies is not None:
-            return committing._replace(hint=started.due and replies[-1] is not None)
+            return replace(committing, hint=started.due and replies[-1] is not None)
         attempt += 1
         yield from back_off(attempt)
     if doubtful is not None and (yield from _applied(keys, commit_id, doubtful.machines)):
@@ -112,7 +115,7 @@ def autocommit(
 
 def _recognised(doubtful: Done[T], lost: int) -> Done[T]:
     """After several lost replies it is open which attempt was applied: its requests are left to whoever finds them."""
-    return doubtful._replace(hint=True, requests=doubtful.requests if lost == 1 else [])
+    return replace(doubtful, hint=True, requests=doubtful.requests if lost == 1 else [])
 
 
 def _applied(keys: Keys, commit_id: str, machines: list[Spawned]) -> Steps[bool]:

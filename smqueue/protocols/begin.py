@@ -79,19 +79,18 @@ def waits_of(instances: Instances, placed: Placed) -> Waits | None:
     handlers = placed.type.handlers
     if placed.type.dynamic:
         return _waits(instances.handlers(placed).values(), placed.state)
-    return _waits(handlers, placed.state) if _differ(handlers) else _alike(handlers)
+    differ, waits = _alike(handlers)
+    return _waits(handlers, placed.state) if differ else waits
 
 
 @lru_cache(maxsize=1024)
-def _differ(handlers: tuple[Handler, ...]) -> bool:
-    """Whether what these wait for depends on the state."""
-    return any(isinstance(one.trigger, Deadline) and callable(one.trigger.when) for one in handlers)
+def _alike(handlers: tuple[Handler, ...]) -> tuple[bool, Waits | None]:
+    """Whether what these wait for depends on the state, and else what it is in each.
 
-
-@lru_cache(maxsize=1024)
-def _alike(handlers: tuple[Handler, ...]) -> Waits | None:
-    """What these wait for in each state: worked out but once, for it would be a quarter of all that adding takes."""
-    return _waits(handlers, State())
+    Worked out but once, for it would be a quarter of all that adding takes.
+    """
+    differ = any(isinstance(one.trigger, Deadline) and callable(one.trigger.when) for one in handlers)
+    return differ, None if differ else _waits(handlers, State())
 
 
 def _waits(handlers: Iterable[Handler], state: State) -> Waits | None:

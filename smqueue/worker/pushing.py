@@ -72,14 +72,10 @@ class Pushing:
 
     def push(self, keys: Keys, url: str, options: Callable[[], dict[str, Any]]) -> Push | None:
         """A hint for a shard whose state is at ``url``; ``None`` when it has to be sent after the commit."""
-        if not self._allowed(url):
-            return None
         made = self._made.get(keys)
         if made is None or time.monotonic() - made[0] > FRESH_S:
-            made = self._render(keys, url, options())
-            if made is None:
-                return None
-        return made[1]
+            made = self._render(keys, url, options()) if self._allowed(url) else None
+        return None if made is None else made[1]
 
     def _allowed(self, url: str) -> bool:
         known = self._possible.get(url)
