@@ -3,7 +3,8 @@
 local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local now = math.floor(now_us / 1000)
-local now_text = string.format('%.0f', now)  -- a number that is handed to Redis is made text anew each time
+local now_us_text = clock[1] .. ('00000' .. clock[2]):sub(-6)  -- a number that is handed to Redis is made text anew each time
+local now_text = now_us_text:sub(1, -4)
 
 -- machine: what a record is armed with, decoded; nil when there is none, false when it is garbage.
 -- A machine is [guard, arming or 0 when it is the guard, op, field, {trigger: signal name | deadline ms | [kind, ..]}].
@@ -37,42 +38,53 @@ local function parts(entry)
   return entry:sub(1, first - 1), entry:sub(first + 1, second - 1), entry:sub(second + 1)
 end
 
--- record_id: of a record, as keys.py makes it: 120 bits of SHA-1 in 20 characters of base64.
-local letters
-local function four(hex, from)  -- letters, of six hexadecimal digits: more are more than 32 bits, and so than some servers take
-  local n = tonumber(hex:sub(from, from + 5), 16)
-  local d = n % 64; n = (n - d) / 64
-  local c = n % 64; n = (n - c) / 64
-  local b = n % 64; n = (n - b) / 64
-  return string.char(letters[n + 1], letters[b + 1], letters[c + 1], letters[d + 1])
+-- record_id: of a record, as keys.py makes it: 120 bits of SHA-1 in 20 characters of base64. Of each three hexadecimal digits
+-- two letters are looked up: their places are sums. The code of a digit modulo 39 is its value and 9, for which the letters
+-- begin at 9; what the middle one adds to either place is in a table.
+local letters, upper, lower
+local function ten(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o)
+  local all, up, low = letters, upper, lower
+  return all[a % 39 * 4 + up[b]], all[low[b] + c % 39], all[d % 39 * 4 + up[e]], all[low[e] + f % 39],
+    all[g % 39 * 4 + up[h]], all[low[h] + i % 39], all[j % 39 * 4 + up[k]], all[low[k] + l % 39],
+    all[m % 39 * 4 + up[n]], all[low[n] + o % 39]
 end
 
 local function record_id(op, field)
-  letters = letters or {('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_'):byte(1, 64)}
+  if not letters then
+    letters = {('        ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_'):byte(1, 72)}
+    upper = {[48] = -27, [49] = -27, [50] = -27, [51] = -27, [52] = -26, [53] = -26, [54] = -26, [55] = -26,
+      [56] = -25, [57] = -25, [97] = -25, [98] = -25, [99] = -24, [100] = -24, [101] = -24, [102] = -24}
+    lower = {[48] = 0, [49] = 16, [50] = 32, [51] = 48, [52] = 0, [53] = 16, [54] = 32, [55] = 48,
+      [56] = 0, [57] = 16, [97] = 32, [98] = 48, [99] = 0, [100] = 16, [101] = 32, [102] = 48}
+  end
   local hex = redis.sha1hex(op .. '\n' .. field)
-  return four(hex, 1) .. four(hex, 7) .. four(hex, 13) .. four(hex, 19) .. four(hex, 25)
+  return string.char(ten(hex:byte(1, 15))) .. string.char(ten(hex:byte(16, 30)))
 end
 
 -- record: the first outcome of a race stands; none is recorded once a deadline of that record has passed.
--- known: the machine, when the caller has looked at it. trace: the header of the span that brings it, if there is one.
--- due: where the entry is put, when the caller makes several due at once. none: the caller knows that there is no race.
--- Returns RECORDED, STALE (another arming), LOST (one is recorded already), LATE.
-local function record(machine_prefix, race_prefix, schedule, entry, value, known, trace, due, none)
-  local rec, arming, trigger = parts(entry)
-  local m = known or machine_at(machine_prefix .. rec)
-  if not m or m.arming ~= arming or not m.armed[trigger] then return 'STALE' end
-  local race = race_prefix .. rec
+-- race: its key. entry: its own. trace: the header of the span that brings it, if there is one. due: where the entry is
+-- put, when the caller makes several due at once. none: the caller knows that there is no race.
+-- Returns RECORDED, LOST (one is recorded already), LATE.
+local function record(schedule, race, entry, m, trigger, value, trace, due, none)
   if not none and redis.call('HEXISTS', race, 'won') == 1 then return 'LOST' end
   local deadline = deadline_of(m)
   if deadline and deadline <= now then return 'LATE' end
   redis.call('HSET', race, 'won', trigger, 'value', value, 'at', now_text)
   if trace then redis.call('HSET', race, 'trace', trace) end
   if due then
-    due[#due + 1], due[#due + 2] = now_text, rec .. ':' .. arming
+    due[#due + 1], due[#due + 2] = now_text, entry
   else
-    redis.call('ZADD', schedule, now_text, rec .. ':' .. arming)
+    redis.call('ZADD', schedule, now_text, entry)
   end
   return 'RECORDED'
+end
+
+-- record_of: the same, for what waits under the entry of a trigger. Returns STALE, too: another arming.
+local function record_of(machine_prefix, race_prefix, schedule, entry, value, trace, due)
+  local rec, arming, trigger = parts(entry)
+  local m = machine_at(machine_prefix .. rec)
+  if not m or m.arming ~= arming or not m.armed[trigger] then return 'STALE' end
+  return record(schedule, race_prefix .. rec, rec .. ':' .. arming, m, trigger, value, trace, due)
 end
 
 -- rouse: ring for the pump on watch, once until it looks, if something falls due before it would. As rouse in arming.py.
@@ -101,11 +113,16 @@ end
 
 -- waits_from: what a machine is armed with, its JSON without braces, and when it is due, as text and as a number; nil when
 -- a deadline has passed. Those are in ARGV from own on: '+' and so many µs from now, or ms. park: ms.
+local given = {}  -- those deadlines as text, ms: callers mostly have the same
 local function waits_from(before, ending, own, park)
   local armed, due, due_text = '', now + park, nil
   for i = 1, #before do
-    local wait = ARGV[own + i - 1]
-    if wait:sub(1, 1) == '+' then wait = string.format('%.0f', math.ceil((now_us + wait:sub(2)) / 1000)) end
+    local text = ARGV[own + i - 1]
+    local wait = given[text]
+    if not wait then
+      wait = text:sub(1, 1) == '+' and string.format('%.0f', math.ceil((now_us + text:sub(2)) / 1000)) or text
+      given[text] = wait
+    end
     local deadline = tonumber(wait)
     if deadline <= now then return nil end
     if deadline < due then due, due_text = deadline, wait end
@@ -125,11 +142,12 @@ local function callers(first)
   return from, to
 end
 
--- each: what the script does for each of its callers. An error in that is the reply of that caller alone.
+-- each: what the script does for each of its callers, told where its arguments begin and end, and which it is. An error in
+-- that is the reply of that caller alone.
 local function each(from, to, act)
   local replies = {}
   for i = 1, #from do
-    local ok, reply = pcall(act, from[i], to[i])
+    local ok, reply = pcall(act, from[i], to[i], i)
     replies[i] = ok and reply or not ok and {err = type(reply) == 'table' and reply.err or tostring(reply)}
   end
   return replies
@@ -152,12 +170,12 @@ local function many(command, key, args, call)
   return sum
 end
 
--- texts: what string keys hold, by key. Of one that is of another type, or not there, false or nil.
+-- texts: what string keys hold, in their order. Of one that is of another type, or not there, false.
 local function texts(keys)
-  local found = {}
-  for from = 1, #keys, PART do
+  local found = #keys > 0 and redis.call('MGET', unpack(keys, 1, math.min(PART, #keys))) or {}
+  for from = PART + 1, #keys, PART do
     local some = redis.call('MGET', unpack(keys, from, math.min(from + PART - 1, #keys)))
-    for i = 1, #some do found[keys[from + i - 1]] = some[i] end
+    for i = 1, #some do found[from + i - 1] = some[i] end
   end
   return found
 end

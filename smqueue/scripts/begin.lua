@@ -7,7 +7,7 @@
 -- Returns of each 'now µs, 1 when watched'; nil when anything is there already, or has come: then nothing was written.
 -- What it writes is what `start` in spawn.py has EXEC write, byte for byte.
 local prefix, module, version = ARGV[1], ARGV[2], ARGV[3]
-local at = string.format('%.0f', now_us)
+local at = now_us_text
 
 local before, ending, signals = template(9, 8 + ARGV[8])
 local from = callers(9 + ARGV[8])

@@ -21,20 +21,22 @@ local function active_of(m)
 end
 
 local due = redis.call('ZRANGE', KEYS[1], '-inf', now_text, 'BYSCORE', 'LIMIT', 0, ARGV[4])
-local machines = {}
+local machines, recs, armings, triggers = {}, {}, {}, {}
 for i = 1, #due do
-  local rec = due[i]:sub(1, 1) ~= '~' and parts(due[i])
-  machines[#machines + 1] = rec and machine_prefix .. rec or nil
+  if due[i]:sub(1, 1) ~= '~' then recs[i], armings[i], triggers[i] = parts(due[i]) end
+  machines[i] = recs[i] and machine_prefix .. recs[i] or KEYS[1]  -- that is none, and keeps the place
 end
 local seen = texts(machines)
 
 -- Returns when to look at the entry again, in ms from now (nil: it is stale), and the row for the caller, if any.
 local function take(entry, i)
-  if entry:sub(1, 1) == '~' then return lease, {entry} end
-  local rec, arming, trigger = parts(entry)
-  if not rec then return nil end
-  local m, raw = machine_at(machine_prefix .. rec, seen[machine_prefix .. rec])
-  if m == nil or (m and m.arming ~= arming) then return nil end
+  local rec, trigger = recs[i], triggers[i]
+  if not rec then
+    if entry:sub(1, 1) == '~' then return lease, {entry} end
+    return nil
+  end
+  local m, raw = machine_at(machines[i], seen[i])
+  if m == nil or (m and m.arming ~= armings[i]) then return nil end
   if any_quarantined and redis.call('HEXISTS', KEYS[2], rec) == 1 then return park + i * 97 end
   if m == false then return lease, {entry, false, false, false} end
   local race_key = race_prefix .. rec
@@ -60,7 +62,8 @@ local function take(entry, i)
     return wait, {entry, raw, race, active_of(m)}
   end
   if not decided then return math.min(park + i * 97, deadline and deadline - now or park + i * 97) end
-  race[#race + 1], race[#race + 2] = 'claims', tostring(redis.call('HINCRBY', race_key, 'claims', 1))
+  local claims = redis.call('HINCRBY', race_key, 'claims', 1)
+  race[#race + 1], race[#race + 2] = 'claims', claims == 1 and '1' or tostring(claims)
   return lease, {entry, raw, race, active_of(m)}
 end
 
@@ -69,12 +72,8 @@ end
 local function joined(row)
   local raw, race, active = row[2], row[3], row[4]
   if not (raw and race and active) then return row end
-  local text, count = row[1] .. '\0' .. raw .. '\0' .. active .. '\0' .. table.concat(race, '\0'), 0
-  local at = text:find('\0', 1, true)
-  while at do
-    count, at = count + 1, text:find('\0', at + 1, true)
-  end
-  return count == 2 + #race and text or row
+  if (row[1] .. raw .. active .. table.concat(race)):find('\0', 1, true) then return row end
+  return row[1] .. '\0' .. raw .. '\0' .. active .. '\0' .. table.concat(race, '\0')
 end
 
 local rows, stale, leased, times = {}, {}, {}, {}
@@ -92,4 +91,4 @@ end
 many('ZADD', KEYS[1], leased)
 many('ZREM', KEYS[1], stale)
 if #due == 0 and KEYS[4] then redis.call('DEL', KEYS[4]) end
-return {string.format('%.0f', now_us), #due, redis.call('EXISTS', KEYS[3]), rows}
+return {now_us_text, #due, redis.call('EXISTS', KEYS[3]), rows}

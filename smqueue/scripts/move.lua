@@ -16,7 +16,7 @@ local prefix, module, ends = ARGV[1], ARGV[4], ARGV[9] == 'end'
 local scheduled = 13 + 2 * ARGV[6]
 local after = scheduled + ARGV[7]
 local before, ending, signals = template(after, after - 1 + ARGV[12])
-local at = string.format('%.0f', now_us)
+local at = now_us_text
 local twice, waited_for = false, {}
 for i = 13, scheduled - 1, 2 do twice, waited_for[ARGV[i]] = twice or waited_for[ARGV[i]], true end
 local forget_at = ARGV[10] ~= '' and string.format('%.0f', now + ARGV[10])
@@ -84,7 +84,7 @@ end
 -- What is written for all callers at once.
 local moved, over, gone, given_up, armed_keys, due_at = 0, {}, {}, {}, {}, {}
 local ended, forgotten, since, soonest = {}, {}, {}, nil
-local written = {}  -- operations: what was seen of them before is not so any more
+local left, written = {}, {}  -- machines and operations: what was seen of them before is not so any more
 
 -- put: from the first write on all is applied, whatever fails: as in EXEC. The first failure is kept.
 local torn = ''
@@ -95,13 +95,13 @@ local function put(...)
   return false
 end
 
-local function move(first, last)
+local function move(first, last, i)
   local op, op_key, id, field, rec, guard, arming, adding, kept, to_field, to_rec, step, there = unpack(ARGV, first, first + 12)
   local machine, active, inactive = prefix .. 'machine:' .. rec, prefix .. 'active:' .. op_key, prefix .. 'inactive:' .. op_key
-  local history, about = prefix .. 'history:' .. op_key, op_key .. ':' .. module .. ':'
+  local history = prefix .. 'history:' .. op_key
   local writes = ends and first + 13 or first + 16 + #before
 
-  local raw, expected = raws[machine], '["' .. guard .. '",'
+  local raw, expected = not left[machine] and raws[i], '["' .. guard .. '",'
   if not raw or raw:sub(1, #expected) ~= expected then return false end
   if not none_unwanted and redis.call('EXISTS', of_module, of_type, unpack(unwanted_of({}, first))) > 0 then return false end
   local alone = adding ~= '' and (none_begun and not written[op_key] or redis.call('EXISTS', history, inactive) == 0)
@@ -115,7 +115,7 @@ local function move(first, last)
     armed, due, due_ms = waits_from(before, ending, first + 16, ARGV[first + 15])
     if not armed then return false end
   end
-  local i = writes
+  i = writes
   while i <= last do
     if not fits(i + 1, i + ARGV[i]) then return false end
     i = i + 1 + ARGV[i]
@@ -127,13 +127,14 @@ local function move(first, last)
     if begun.err:find('WRONGTYPE') then return false end
     return begun
   end
-  raws[machine], written[op_key] = nil, true
+  left[machine], written[op_key] = true, true
   local entry = rec .. ':' .. arming
   put('HDEL', active, field)
   -- As it was added a lone one is not registered, see `registers` in arming.py; one that was kept or armed anew is.
   local as_added = guard == arming and adding:find('"commit":"' .. arming .. '"', 1, true)
   if twice or not (alone and as_added) then
-    for i = 13, scheduled - 1, 2 do put('ZREM', prefix .. 'waiting:' .. about .. ARGV[i], entry .. ':' .. ARGV[i + 1]) end
+    local waiting = prefix .. 'waiting:' .. op_key .. ':' .. module .. ':'
+    for i = 13, scheduled - 1, 2 do put('ZREM', waiting .. ARGV[i], entry .. ':' .. ARGV[i + 1]) end
   end
   over[#over + 1] = entry
   for i = scheduled, after - 1 do over[#over + 1] = entry .. ':' .. ARGV[i] end
@@ -154,7 +155,8 @@ local function move(first, last)
     gone[#gone + 1] = prefix .. 'race:' .. to_rec
     given_up[#given_up + 1] = to_rec
     for i = 1, #signals do
-      local waiting, since = prefix .. 'waiting:' .. about .. signals[i][1], string.format('%.0f', now_us + signals[i][3])
+      local waiting = prefix .. 'waiting:' .. op_key .. ':' .. module .. ':' .. signals[i][1]
+      local since = string.format('%.0f', now_us + signals[i][3])
       put('ZADD', waiting, since, to_rec .. ':' .. id .. ':' .. signals[i][2])
     end
     armed_keys[#armed_keys + 1] = prefix .. 'machine:' .. to_rec

@@ -6,7 +6,7 @@
 local rec, _, trigger = parts(ARGV[3])
 local race = ARGV[2] .. rec
 if ARGV[6] ~= '' and redis.call('HGET', race, 'task:' .. trigger) ~= ARGV[6] then return {'STALE', 0} end
-local said = record(ARGV[1], ARGV[2], KEYS[1], ARGV[3], ARGV[4], nil, ARGV[7])
+local said = record_of(ARGV[1], ARGV[2], KEYS[1], ARGV[3], ARGV[4], ARGV[7])
 if said ~= 'RECORDED' then return {said, 0} end
 redis.call('ZREM', KEYS[2], ARGV[3])  -- a commit of None arms it again
 redis.call('HDEL', race, 'task:' .. trigger, 'until:' .. trigger, 'sent:' .. trigger, 'died:' .. trigger)

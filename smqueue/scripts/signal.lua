@@ -21,7 +21,7 @@ for i = 1, #from do
   markers[i] = prefix .. 'marker:' .. ARGV[from[i] + 6]
   pasts[2 * i - 1], pasts[2 * i] = prefix .. 'inactive:' .. op_key, prefix .. 'history:' .. op_key
 end
-local answered, none_begun = texts(markers), many('EXISTS', '', pasts) == 0
+local before, answered, none_begun = texts(markers), {}, many('EXISTS', '', pasts) == 0
 
 local own = module .. ' '
 local function lone_of(op_key)
@@ -29,15 +29,15 @@ local function lone_of(op_key)
   return #flat == 2 and flat[1]:sub(1, #own) == own and record_id(op_key, flat[1])
 end
 
-local begun, lone, machines, races = {}, {}, {}, {}
+local begun, lone, records, machines, races = {}, {}, {}, {}, {}  -- lone: the place of an operation's in the last three
 for i = 1, #from do
   local op_key = ARGV[from[i]]
-  if begun[op_key] == nil then
-    begun[op_key] = not none_begun and redis.call('EXISTS', pasts[2 * i - 1], pasts[2 * i]) > 0
-    lone[op_key] = not begun[op_key] and lone_of(op_key)
-    if lone[op_key] then
-      machines[#machines + 1], races[#races + 1] = machine_prefix .. lone[op_key], race_prefix .. lone[op_key]
-    end
+  if lone[op_key] == nil then
+    local past = not none_begun and redis.call('EXISTS', pasts[2 * i - 1], pasts[2 * i]) > 0
+    if past then begun[op_key] = true end
+    local rec, n = not past and lone_of(op_key), #records + 1
+    lone[op_key] = rec and n
+    if rec then records[n], machines[n], races[n] = rec, machine_prefix .. rec, race_prefix .. rec end
   end
 end
 local seen_machines, none_raced, raced = texts(machines), many('EXISTS', '', races) == 0, {}
@@ -55,7 +55,7 @@ local function deliver(op_key, payload, wanted, trace)
   local waiting, active = prefix .. 'waiting:' .. op_key .. ':' .. module .. ':' .. signal, prefix .. 'active:' .. op_key
   for _, entry in ipairs(redis.call('ZRANGE', waiting, 0, wanted == '' and 0 or -1)) do
     if wanted == '' or machine_of(entry, active) == wanted then
-      local said = record(machine_prefix, race_prefix, KEYS[1], entry, payload, nil, trace, due)  -- first: if it fails, nothing has been written
+      local said = record_of(machine_prefix, race_prefix, KEYS[1], entry, payload, trace, due)  -- first: if it fails, nothing has been written
       redis.call('ZREM', waiting, entry)  -- one that is refused now registers again when it waits again
       return said == 'RECORDED' or deliver(op_key, payload, wanted, trace)
     end
@@ -66,25 +66,26 @@ end
 -- The only machine of an operation whose history has not begun registers nowhere, unless two of its triggers wait for one
 -- signal.
 local function deliver_to_lone(op_key, payload, wanted, trace)
-  local rec, entry = lone[op_key], nil
-  local key = machine_prefix .. rec
-  local m = machine_at(key, seen_machines[key])
-  for trigger, wait in pairs(m and m.armed or {}) do
+  local n, trigger = lone[op_key], nil
+  local m = machine_at(machines[n], seen_machines[n])
+  for other, wait in pairs(m and m.armed or {}) do
     if wait == name then
-      if entry then return false end
-      entry = rec .. ':' .. m.arming .. ':' .. trigger
+      if trigger then return false end
+      trigger = other
     end
   end
-  if not entry or wanted ~= '' and machine_of(entry, prefix .. 'active:' .. op_key) ~= wanted then return false end
-  local none = none_raced and not raced[rec]
-  raced[rec] = true
-  return record(machine_prefix, race_prefix, KEYS[1], entry, payload, m, trace, due, none) == 'RECORDED'
+  if type(trigger) ~= 'string' or m.arming:find(':', 1, true) then return false end  -- none, or one that no entry can name
+  local entry = records[n] .. ':' .. m.arming
+  if wanted ~= '' and machine_of(entry, prefix .. 'active:' .. op_key) ~= wanted then return false end
+  local none = none_raced and not raced[n]
+  raced[n] = true
+  return record(KEYS[1], races[n], entry, m, trigger, payload, trace, due, none) == 'RECORDED'
 end
 
 local function keep(op_key, item)
   local inbox = prefix .. 'inbox:' .. op_key .. ':' .. module .. ':' .. signal
   if redis.call('LLEN', inbox) >= tonumber(ARGV[5]) then return 'FULL' end
-  redis.call('RPUSH', inbox, item .. ',"at":' .. string.format('%.0f', now_us) .. '}')
+  redis.call('RPUSH', inbox, item .. ',"at":' .. now_us_text .. '}')
   redis.call('PEXPIRE', inbox, ARGV[6])
   redis.call('ZADD', prefix .. 'early', now_text, op_key .. ' ' .. module .. ' ' .. signal)
   redis.call('ZREMRANGEBYRANK', prefix .. 'early', 0, -1001)
@@ -108,15 +109,16 @@ local function accept(op_key, payload, id, wanted, item)
   return said
 end
 
-local function one(first)
-  local op_key, payload, id, wanted, item, request, attempt = unpack(ARGV, first, first + 6)
+local function one(first, _, i)
+  local op_key, payload, id, wanted, item, request = unpack(ARGV, first, first + 5)
   if request ~= '' then
     if marker_s == '0' and redis.call('LREM', requests, 1, request) == 0 then return 'GONE' end
     if marker_s ~= '0' and not redis.call('LPOS', requests, request) then return 'GONE' end
   end
-  local marker = prefix .. 'marker:' .. attempt
-  if answered[marker] then return answered[marker] end
-  local said = accept(op_key, payload, id, wanted, item)
+  local marker = markers[i]
+  local said = before[i] or answered[marker]
+  if said then return said end
+  said = accept(op_key, payload, id, wanted, item)
   if marker_s ~= '0' then marks[#marks + 1], answered[marker] = marker, said end
   if said == 'DELIVERED' then delivered = first end
   return said

@@ -18,7 +18,7 @@ if holder[1] and holder[1] ~= token then  -- the one before has not come back: i
   redis.call('HSET', race, 'error:' .. trigger, ARGV[8])
   if redis.call('HINCRBY', race, 'died:' .. trigger, 1) > tonumber(ARGV[7]) then
     local why = cjson.encode({error = ARGV[8], op = m.op, entry = rec .. ':' .. arming})
-    redis.call('HSET', KEYS[3], rec, why:sub(1, -2) .. ',"at":' .. string.format('%.0f', now_us) .. '}')
+    redis.call('HSET', KEYS[3], rec, why:sub(1, -2) .. ',"at":' .. now_us_text .. '}')
     return {'QUARANTINED'}
   end
 end
@@ -26,5 +26,5 @@ local until_ms = string.format('%.0f', now + ARGV[6])
 redis.call('HSET', race, 'task:' .. trigger, token, 'until:' .. trigger, until_ms)
 redis.call('ZADD', KEYS[1], until_ms, entry)
 local op = m.op:gsub('[^%w_.~-]', function(c) return string.format('%%%02X', c:byte()) end)
-return {'RUN', string.format('%.0f', now_us), redis.call('EXISTS', KEYS[2]), entry, raw, redis.call('HGETALL', race),
+return {'RUN', now_us_text, redis.call('EXISTS', KEYS[2]), entry, raw, redis.call('HGETALL', race),
   redis.call('HGET', ARGV[3] .. op, m.field)}

@@ -222,7 +222,7 @@ MUTATIONS = [
              "ending", ("stopped_first", "pump")),
     Mutation("a script does not register who comes to wait", scripted("move", ("put('ZADD', waiting",
              "put('EXISTS', waiting")), "claimed", ("stopped_first", "signal_end")),
-    Mutation("a signal does not ask for its attempt", scripted("signal", ("if answered[marker] then", "if false then")),
+    Mutation("a signal does not ask for its attempt", scripted("signal", ("if said then", "if false then")),
              "waiting", ("signal_unnamed", "pump"), 1),
     Mutation("retention does not look again", scripted("forget", ("if redis.call('EXISTS', KEYS[1]) == 1 then",
              "if false then")), "over", ("sweep", "add_short")),
