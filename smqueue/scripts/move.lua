@@ -28,7 +28,7 @@ local KINDS = {HSET = 'hash', HDEL = 'hash', HINCRBY = 'hash', SADD = 'set', SRE
 
 -- fits: whether a command of the handler cannot fail where its neighbours are applied. That its user may do it to this key,
 -- or on this channel, is asked once: most handlers of a run write to the same.
-local allowed = {}
+local allowed, counters = {}, {}  -- counters: what those are that this run has incremented
 local function fits(first, last)
   local name, key = ARGV[first], ARGV[first + 1]
   local what = name .. ' ' .. key
@@ -36,6 +36,8 @@ local function fits(first, last)
   if not allowed[what] then return false end
   local number
   if name == 'INCRBY' then
+    local count = counters[key]
+    if count then return count < 1e15 and count > -1e15 end
     number = redis.pcall('GET', key)
   elseif name == 'HINCRBY' then
     number = redis.pcall('HGET', key, ARGV[first + 2])
@@ -170,7 +172,8 @@ local function move(first, last, i)
   put('SPUBLISH', prefix .. 'bell:' .. op_key, '')
   i = writes
   while i <= last do
-    put(unpack(ARGV, i + 1, i + ARGV[i]))
+    local reply = put(unpack(ARGV, i + 1, i + ARGV[i]))
+    counters[ARGV[i + 2]] = ARGV[i + 1] == 'INCRBY' and reply or nil
     i = i + 1 + ARGV[i]
   end
   local failed = torn
