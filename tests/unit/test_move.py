@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from smqueue import Context, Module, State, Transaction, after, at, poll
-from smqueue.errors import SmqueueError
+from smqueue.drivers.group import group
+from smqueue.errors import SmqueueError, WrongKind
 from smqueue.instances import Instance, Instances
 from smqueue.keys import Keys
 from smqueue.protocols import runs
@@ -205,3 +206,64 @@ def test_it_leaves_what_exec_would(
 
     monkeypatch.setattr(transitioning, "move", never)
     assert left(module, op, path, beside) == by_script
+
+
+together = Module("together")
+said = together.signal("said", str)
+
+
+@together.state
+class Open(State):
+    """Does to one key what its signal says."""
+
+    name: str
+
+
+@together.state(terminal=True)
+class Closed(State):
+    """The end."""
+
+    name: str
+
+
+@together.on(Open, said)
+def counted_or_not(tx: Transaction, state: Open, what: str) -> Closed:
+    """Counts, or replaces the counter by a text, or leaves none."""
+    if what == "count":
+        tx.incrby("counter", 1)
+    elif what == "text":
+        tx.set("counter", "text")
+    else:
+        tx.delete("counter")
+    return Closed(state.name)
+
+
+INSTANCES.register(Instance("together", together, None, "here"))
+
+
+@pytest.mark.parametrize(
+    ("order", "wrong", "left_there"),
+    [
+        (("count", "count", "count"), [], b"3"),
+        (("count", "text", "count"), [2], b"text"),
+        (("text", "count", "count"), [1, 2], b"text"),
+        (("count", "none", "count"), [], b"1"),
+    ],
+)
+def test_a_counter_is_what_the_same_run_has_made_of_it(
+    order: tuple[str, ...], wrong: list[int], left_there: bytes
+) -> None:
+    """Of machines that move in one run, none is torn for a write of another: who cannot count is told so, and stays."""
+    store = Store()
+    memory = Memory(store)
+    for number, what in enumerate(order):
+        op = f"op{number}"
+        memory.run(add(KEYS, INSTANCES, [StateMachine(op, Open(op))], f"commit-{number}"))
+        store.advance(10_000)
+        memory.run(signal(KEYS, INSTANCES.signal(op, "said", what, "together"), f"attempt-{number}"))
+    due = memory.run(claim(KEYS, INSTANCES, 10)).machines
+    assert [one.machine.op for one in due] == ["op0", "op1", "op2"]
+    ended = memory.run(group([transition(KEYS, INSTANCES, one, f"moving-{n}") for n, one in enumerate(due)]))
+    assert [n for n, run in enumerate(ended) if isinstance(run.error, WrongKind)] == wrong
+    assert all(run.result().kind == "moved" for n, run in enumerate(ended) if n not in wrong)
+    assert store.do("GET", KEYS.data("together", "counter")) == left_there
