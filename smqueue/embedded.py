@@ -224,6 +224,8 @@ class EmbeddedServer:
             "databases": "2",  # of state and of messages
             "appendonly": "yes",
             "appendfsync": self._fsync,
+            # It is rewritten when it has doubled, but not before: a rewrite takes a core for a second. (64mb elsewhere)
+            "auto-aof-rewrite-min-size": "256mb",
             "save": "",  # the append-only file is enough
             "maxmemory-policy": "noeviction",
             # With a longer name or value in it a hash or sorted set loses its compact encoding: 200 bytes a machine.

@@ -68,6 +68,7 @@ def test_is_configured_for_truth(own: EmbeddedServer) -> None:
     config = client(own).config_get("*")
     assert config["appendonly"] == "yes"
     assert config["appendfsync"] == "everysec"
+    assert config["auto-aof-rewrite-min-size"] == str(256 * 1024 * 1024)
     assert config["maxmemory-policy"] == "noeviction"
     assert config["databases"] == "2"
 
