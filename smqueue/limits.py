@@ -45,7 +45,8 @@ class Limited:
 
     Handlers run one after the other, each for a moment: to set the timer and to take it back takes longer than most of
     them run. It is set if it would not ring before this block's time is up, and left alone after it; when it rings and
-    nobody's time is up, it is set for whoever runs then.
+    nobody's time is up, it is set for whoever runs then. Whether it is set the system is asked each time: code that a
+    handler runs may have taken it back.
     """
 
     __slots__ = ("seconds", "until", "what")
@@ -56,12 +57,12 @@ class Limited:
     def __enter__(self) -> None:
         self.until = time.monotonic() + self.seconds
         _limited.append(self)
-        if self.until < _rings_at:
-            _ring_at(self.until)
+        if not 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= self.seconds:
+            _ring_for(self)
 
     def __exit__(self, *_: object) -> None:
         if self in _limited:  # unless the alarm has come, perhaps just now
-            _limited.remove(self)
+            del _limited[_limited.index(self) :]  # what is left of blocks within it, too
 
 
 def time_limit(what: str, seconds: float) -> AbstractContextManager[None]:
@@ -94,47 +95,52 @@ def _limited_alone(what: str, seconds: float) -> Generator[None]:
 @contextmanager
 def alarms() -> Generator[None]:
     """Take SIGALRM for all limits of the block: to take it for each costs more than a small handler's run."""
-    global _taken
+    global _taken, _set
     if _taken or not _interruptible():
         yield
         return
     before = signal.signal(signal.SIGALRM, _alarm)
     _taken = get_ident()
-    _ring_at(NEVER)  # what is known of the timer may be of the process that this one was forked from
     try:
         yield
     finally:
         _taken = 0
-        _ring_at(NEVER)
+        _limited.clear()
+        if _set:
+            _set = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-NEVER, SOON_S = float("inf"), 0.000_001
-"""In seconds. A timer that is set to no time at all is one that is taken back."""
 _taken = 0
 """The thread that has taken it, which is the main one; 0: none."""
+_set = False
+"""Whether that has set the timer."""
 _limited: list[Limited] = []
-"""What that thread is running."""
-_rings_at = NEVER
-"""When the timer rings, by the monotonic clock, in seconds."""
+"""What that thread is running; the last is within those before it."""
+SOON_S = 0.000_001
+"""A timer that is set to no time at all is one that is taken back."""
 
 
-def _ring_at(until: float) -> None:
-    global _rings_at
-    _rings_at = until
-    signal.setitimer(signal.ITIMER_REAL, 0 if until == NEVER else max(until - time.monotonic(), SOON_S))
+def _ring_for(first: Limited) -> None:
+    global _set
+    _set = True
+    signal.setitimer(signal.ITIMER_REAL, max(first.until - time.monotonic(), SOON_S))
 
 
 def _alarm(_signal: int, _frame: Any) -> None:
-    _ring_at(NEVER)
-    if not _limited:
-        return
-    first = min(_limited, key=lambda one: one.until)
-    if first.until > time.monotonic():
-        _ring_at(first.until)
-        return
-    _limited.remove(first)  # here, for the end of its block may be what is interrupted
-    raise HandlerTimeout(first.what, first.seconds)
+    now = time.monotonic()
+    over = min((one for one in _limited if one.until <= now), key=_until, default=None)
+    if over is not None:
+        _limited.remove(over)  # here, for the end of its block may be what is interrupted
+    if _limited:
+        _ring_for(min(_limited, key=_until))
+    if over is not None:
+        raise HandlerTimeout(over.what, over.seconds)
+
+
+def _until(one: Limited) -> float:
+    return one.until
 
 
 def _interruptible() -> bool:
