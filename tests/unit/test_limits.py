@@ -90,8 +90,7 @@ def test_a_block_whose_end_was_cut_short_strikes_nobody_later() -> None:
             limits.Limited("left behind", 0.05).__enter__()
         assert not limits._limited  # pyright: ignore[reportPrivateUsage]
         limits.Limited("left behind too", 0.05).__enter__()
-    with alarms():
-        assert 0.1 <= interrupted("innocent", 0.1) < LONG_S
+    assert not limits._limited  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_forked_process_has_limits_of_its_own() -> None:
