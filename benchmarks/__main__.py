@@ -22,7 +22,7 @@ from benchmarks.measures import MEASURES, load
 from benchmarks.plot import bars, svg
 from benchmarks.report import RESULTS, document, markdown, save
 from benchmarks.settings import FULL, QUICK, TINY, Settings, Workers
-from benchmarks.surroundings import surroundings
+from benchmarks.surroundings import Steal, surroundings
 from benchmarks.systems import PEERS
 from smqueue.errors import SmqueueError
 
@@ -156,8 +156,12 @@ class Say:
 def run(name: str, settings: Settings) -> tuple[Measured, str]:
     """Run one measure; one that fails says why."""
     measure, what = load(name)
+    steal = Steal()
     try:
-        return measure(settings), what
+        measured = measure(settings)
+        if share := steal.percent():
+            measured.notes.append(f"Steal time meanwhile: {share:.1f} % of the processors' time.")
+        return measured, what
     except (Absent, SmqueueError) as error:
         why = str(error)
     except Exception as error:  # a fault of one measure does not take the others with it

@@ -31,6 +31,26 @@ def surroundings(build: str = "") -> dict[str, Any]:
     }
 
 
+class Steal:
+    """The steal time since this was made: what the hypervisor took of the processors' time, for other machines.
+
+    Where processors are shared, a figure of latency says little without it.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._times()
+
+    def percent(self) -> float:
+        """Of all of it; 0 where the system does not tell."""
+        taken, passed = (after - before for after, before in zip(self._times(), self._before, strict=True))
+        return 100 * taken / passed if passed else 0.0
+
+    @staticmethod
+    def _times() -> tuple[float, float]:
+        times = psutil.cpu_times()._asdict()
+        return times.get("steal", 0.0), sum(spent for name, spent in times.items() if not name.startswith("guest"))
+
+
 def kernel(release: str) -> str:
     """Its first two numbers: what follows says who has built it, and for which machine."""
     found = re.match(r"\d+\.\d+", release)

@@ -4,7 +4,8 @@ The loads are open: signals are meant to be sent at random instants (exponential
 been answered, and each latency counts from that instant until a message that the commit publishes is read. So a stall
 is felt by all that should have been sent meanwhile. Capacity is what signals and commits do in the same round, with all
 clients busy. All clients are one process. What one exchange with the server takes on this machine stands beside it: a
-signal alone has four of them in a row (the signal, the hint, the claim, the commit), and Celery's work.
+signal alone has four of them in a row (the signal, the hint, the claim, the commit), and Celery's work. Steal is the
+share of the processors' time that the hypervisor took meanwhile, for other machines: it tells on the latencies at once.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def measure(settings: Settings) -> Measured:
             found.figures[f"{row}.rate"] = figure("signals/s", *[float(share) * one["capacity"] for one in rounds])
         for name, one in latencies([one[share] for one in rounds], goals).items():
             found.figures[f"{row}.{name}"] = one
+        found.figures[f"{row}.steal"] = figure("%", *[one["steal"][share] for one in rounds])
     found.titles["ping"] = "a PING of the server, after a rest"
     found.figures |= {f"ping.{name}": one for name, one in latencies([one["ping"] for one in rounds]).items()}
     found.figures["capacity.rate"] = figure("signals/s", *[one["capacity"] for one in rounds])

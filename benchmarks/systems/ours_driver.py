@@ -21,6 +21,7 @@ import redis
 from benchmarks.app import from_environment
 from benchmarks.ears import Ears
 from benchmarks.machines import Watched
+from benchmarks.surroundings import Steal
 from benchmarks.systems.clients import Crew, Orders, new_loop
 from benchmarks.systems.scripts.drive import SETTLE_S, Seen, arguments, cycle, drive, each, latency_ms
 from smqueue import Executor
@@ -93,14 +94,18 @@ async def loads(executor: Executor, given: argparse.Namespace) -> dict[str, Any]
     """Latencies alone, then at shares of what signals and commits can do at once."""
     orders = Watcher(executor, given.url)
     await cycle(orders, [f"w{n}" for n in range(given.warm)], given.clients)
+    steal = Steal()
     found: dict[str, Any] = {"alone": await latency_ms(orders, [f"l{n}" for n in range(given.samples)])}
+    found["steal"] = {"alone": steal.percent()}
     found["ping"] = pings_ms(given.url, given.samples)
     took = await cycle(orders, [f"c{n}" for n in range(given.cycles)], given.clients)
     found["capacity"] = capacity = given.cycles / took["finish_s"]
     for share in SHARES:
         keys = [f"o{share}-{n}" for n in range(max(2, int(capacity * share * given.seconds)))]
         await each(orders.start, keys, given.clients)
+        steal = Steal()
         found[str(share)] = await open_loop_ms(orders, keys, capacity * share)
+        found["steal"][str(share)] = steal.percent()
     return found
 
 

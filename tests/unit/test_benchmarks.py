@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import xml.etree.ElementTree as ET
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from benchmarks.recorder import Passed
 from benchmarks.report import cell, document, markdown, short, table
 from benchmarks.settings import Settings
 from benchmarks.stream import stream_of
-from benchmarks.surroundings import kernel, without_paths
+from benchmarks.surroundings import Steal, kernel, without_paths
 from benchmarks.systems import PEERS, environments
 from benchmarks.systems.system import Driver, drive
 
@@ -124,6 +125,16 @@ def test_what_could_not_be_measured_is_told_with_its_reason() -> None:
 def test_a_kernel_is_told_by_its_version_alone(release: str) -> None:
     """And not by the name that whoever has built it has given it."""
     assert kernel(release) == "6.18"
+
+
+def test_steal_is_a_share_of_what_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the hypervisor took stands beside a figure, as a share of the time of all processors; a guest's time is in
+    the user's already, and a system that does not tell of steal has none."""
+    linux, other = namedtuple("linux", "user idle steal guest"), namedtuple("other", "user idle")
+    told = [linux(1, 1, 1, 1), linux(2, 6, 3, 2), other(1, 1), other(2, 2)]
+    monkeypatch.setattr("psutil.cpu_times", lambda: told.pop(0))
+    assert Steal().percent() == pytest.approx(25.0)
+    assert Steal().percent() == 0.0
 
 
 def test_the_picture_shows_all_systems_the_fastest_first() -> None:
