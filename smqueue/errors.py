@@ -24,7 +24,7 @@ class SmqueueError(Exception):
             setattr(self, name, value)
 
     def __str__(self) -> str:
-        text = (type(self).__doc__ or "").strip().partition("\n\n")[0].replace("\n    ", " ")
+        text = " ".join((type(self).__doc__ or "").strip().partition("\n\n")[0].split())  # 3.13 has no indents in it
         try:
             return text.format(**{name: getattr(self, name) for name in self.fields})
         except (IndexError, KeyError, ValueError):  # never lose an error to its own formatting

@@ -1,6 +1,8 @@
-"""What users may catch, they can import."""
+"""What users may catch, they can import and read."""
 
 from __future__ import annotations
+
+import pytest
 
 import smqueue
 import smqueue.testing
@@ -16,3 +18,14 @@ def test_every_error_is_exported() -> None:
     for name in errors.__all__:
         places = [place for place in (smqueue, smqueue.testing) if name in place.__all__]
         assert [getattr(place, name) for place in places] == [getattr(errors, name)] * len(places)
+
+
+@pytest.mark.parametrize("indent", ["    ", ""])
+def test_an_error_is_one_line(indent: str) -> None:
+    """An error's text is one line: the first paragraph of its docstring, which from Python 3.13 on has no indents."""
+
+    class Wrapped(errors.SmqueueError):
+        __doc__ = f"It has {{name}},\n{indent}and goes on.\n\n{indent}Args: not these."
+        fields = ("name",)
+
+    assert str(Wrapped("x")) == "It has x, and goes on."
